@@ -1,0 +1,1 @@
+"""Ways to make a network and a server misbehave on purpose."""

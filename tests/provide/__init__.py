@@ -1,0 +1,1 @@
+"""Where the real servers for the tests come from. Tests import `tests.servers`, nothing in here."""

@@ -1,0 +1,86 @@
+"""Servers in containers, where a Docker engine answers."""
+
+import functools
+import gc
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+from tests.provide.processes import Unavailable
+
+
+@dataclass(frozen=True)
+class Image:
+    """What testcontainers needs to know."""
+
+    name: str
+    port: int
+    environment: tuple[tuple[str, str], ...] = ()
+    command: str = ""
+
+
+@functools.cache
+def available() -> bool:
+    """Whether a Docker engine answers. Without one this fails at once."""
+    if os.environ.get("IDEMPO_TEST_DOCKER") == "0":
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # docker-py forgets a socket that did not connect
+        try:
+            import docker
+
+            client = docker.from_env()
+            client.ping()
+            client.close()
+        except Exception:  # not installed, or no engine: it has many ways to say so
+            return False
+        finally:
+            gc.collect()
+    return True
+
+
+class Container:
+    """One server in a container. Its port is fixed, so that it is the same after a restart."""
+
+    def __init__(self, image: Image, port: int) -> None:
+        from testcontainers.core.container import DockerContainer
+
+        container: type[Any] = DockerContainer  # its types do not know an address with a port
+        self._container = container(image.name).with_bind_ports(image.port, ("127.0.0.1", port))
+        for name, value in image.environment:
+            self._container.with_env(name, value)
+        if image.command:
+            self._container.with_command(image.command)
+        self._created = False
+
+    @property
+    def _docker(self) -> Any:
+        return self._container.get_wrapped_container()
+
+    def start(self) -> None:
+        if self._created:
+            self._docker.start()
+        else:
+            self._container.start()
+            self._created = True
+
+    def kill(self) -> None:
+        self._docker.kill()
+
+    def pause(self) -> None:
+        self._docker.pause()
+
+    def resume(self) -> None:
+        self._docker.unpause()
+
+    def stop(self) -> None:
+        if self._created:
+            self._container.stop()
+
+    def check(self) -> None:
+        self._docker.reload()
+        if self._docker.status in ("exited", "dead"):
+            raise Unavailable(
+                f"the container has ended: {self._docker.logs(tail=5).decode(errors='replace')}"
+            )
