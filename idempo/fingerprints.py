@@ -1,0 +1,118 @@
+"""Arguments -> fingerprint: a short digest for each argument, to notice the same key with other arguments."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Sequence
+from types import EllipsisType
+from typing import Final, TypeAlias
+
+import msgspec
+
+from idempo.canonical import framed, labelled
+from idempo.errors import KeyRefusedError
+from idempo.specs import Arguments, Field, Template, caller, entry_of
+
+__all__ = ["Fingerprint", "differing", "fingerprint_source"]
+
+Fingerprint: TypeAlias = Callable[[Arguments, bytes], bytes]
+"""Bound arguments and the digest of the record, as salt -> the fingerprint."""
+
+VERSION: Final = b"\x01"
+_encode = msgspec.msgpack.Encoder().encode
+_parts = msgspec.msgpack.Decoder(list[tuple[str, bytes]]).decode
+
+
+def fingerprint_source(
+    spec: EllipsisType | str | Callable[..., object] | Sequence[str] | None,
+    parameters: Collection[str],
+    *,
+    exclude: Collection[str] = (),
+    operation: str = "",
+) -> Fingerprint:
+    """Return what makes the fingerprint of a call: a short digest for each argument.
+
+    `spec`: `...` for all parameters but `exclude`; parameter names or templates; a callable, whose value
+    counts as one argument; None for no fingerprint at all.
+
+    The digests are salted with the digest of the record, so equal arguments under different keys do not look
+    equal. That hides nothing from somebody who has both: a secret with few possible values can be guessed, so
+    leave it out.
+    """
+    if spec is None:
+        return lambda arguments, salt: b""
+    readers = _fingerprint_readers(spec, parameters, exclude, operation)
+    names = sorted(readers)
+    if not names:
+        return lambda arguments, salt: b""
+    rows = [(name, readers[name], framed(b"n", name.encode("utf-8", "surrogatepass"))) for name in names]
+
+    def fingerprint(arguments: Arguments, salt: bytes) -> bytes:
+        try:
+            parts = []
+            for name, read, named in rows:
+                form = labelled(read(arguments), name, floats=True)
+                parts.append((name, _short(named + form, salt)))
+        except KeyRefusedError as error:
+            raise KeyRefusedError(
+                f"The fingerprint of this call was refused, nothing ran. {error} Name the arguments that"
+                " matter, fingerprint=('order_no', '{payload[amount]}'), or switch it off, fingerprint=None.",
+                operation=operation,
+            ) from error.__cause__
+        return VERSION + _encode(parts)
+
+    return fingerprint
+
+
+def _short(form: bytes, salt: bytes) -> bytes:
+    return hashlib.blake2b(form, digest_size=8, key=salt, person=b"idempo-argument").digest()
+
+
+def _fingerprint_readers(
+    spec: EllipsisType | str | Callable[..., object] | Sequence[str],
+    parameters: Collection[str],
+    exclude: Collection[str],
+    operation: str,
+) -> dict[str, Callable[[Arguments], object]]:
+    if callable(spec):
+        return {"fingerprint": caller(spec, parameters, what="fingerprint", operation=operation)}
+    if spec is ...:
+        entries: Iterable[str] = [name for name in parameters if name not in exclude]
+    else:
+        entries = [spec] if isinstance(spec, str) else spec
+    readers: dict[str, Callable[[Arguments], object]] = {}
+    for entry in entries:
+        template = entry_of(entry, parameters, what="fingerprint", operation=operation)
+        first = template.parts[0]
+        if len(template.parts) == 1 and isinstance(first, Field):
+            readers[first.text] = first.read
+        else:
+            readers[template.text] = _joined(template)
+    return readers
+
+
+def _joined(template: Template) -> Callable[[Arguments], object]:
+    return lambda arguments: tuple(
+        part if isinstance(part, str) else part.read(arguments) for part in template.parts
+    )
+
+
+def differing(stored: bytes, given: bytes) -> tuple[str, ...]:
+    """Return the names of the arguments that both fingerprints know and whose digests differ.
+
+    Nothing differs where one of them is empty or of another version. Two that share no name agree on nothing:
+    then all names are returned.
+    """
+    if stored == given or not stored or not given or stored[:1] != given[:1]:
+        return ()
+    if given[:1] != VERSION:
+        return ()
+    now = dict(_parts(memoryview(given)[1:]))
+    try:
+        before = dict(_parts(memoryview(stored)[1:]))
+    except msgspec.MsgspecError:  # damaged: no evidence that they agree
+        return tuple(now)
+    shared = [name for name in now if name in before]
+    if not shared:
+        return tuple(sorted({*now, *before}))
+    return tuple(name for name in shared if now[name] != before[name])
