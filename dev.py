@@ -1,7 +1,7 @@
 """The one command runner: `python3 dev.py demo | test | lint | bench | docs | wheel`.
 
-Needs Python 3.11 or newer and nothing else. It makes its own virtual environments in .cache/ out of the pinned
-files in requirements/, which are compiled with
+Needs Python 3.11 or newer and nothing else. It makes its own virtual environments in .cache/ out of the
+pinned files in requirements/, which are compiled with
 
     uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \\
         --no-annotate pyproject.toml --all-extras --group dev -o requirements/dev.txt
@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -94,13 +94,13 @@ def create(folder: Path, python: str) -> None:
     if runs(python, "-c", "import ensurepip, venv"):
         must(python, "-m", "venv", folder)
     elif runs(python, "-c", "import venv") and runs(python, "-m", "pip", "--version"):
-        # Debian keeps ensurepip in a package of its own. The pip outside can fill the environment just as well.
+        # Debian keeps ensurepip in a package of its own. The pip outside can fill the environment as well.
         must(python, "-m", "venv", "--without-pip", folder)
     else:
         sys.exit(
             f"dev.py: {python} can make no virtual environment: it has neither ensurepip nor pip.\n"
-            "On Debian and Ubuntu: apt-get install python3-venv. Elsewhere install a complete Python 3.11 or\n"
-            "newer, or name one: python3 dev.py test --python /path/to/python3"
+            "On Debian and Ubuntu: apt-get install python3-venv. Elsewhere install a complete Python 3.11\n"
+            "or newer, or name one: python3 dev.py test --python /path/to/python3"
         )
 
 
@@ -120,7 +120,7 @@ def environment(kind: str, python: str) -> Path:
     requirements = ROOT / "requirements" / f"{kind}.txt"
     folder = CACHE / f"venv-{kind}-{digest(requirements.read_bytes(), version_of(python))}"
     complete, installed = folder / "complete", folder / "installed"
-    # The project is installed in place: its sources are live, but its metadata is a copy, and a folder can move.
+    # The project is installed in place: its sources are live, but its metadata is a copy, and folders move.
     project = digest((ROOT / "pyproject.toml").read_bytes(), str(ROOT))
     with locked(CACHE / f"{folder.name}.lock"):
         if not complete.exists():
@@ -169,7 +169,7 @@ def test(python: str, rest: list[str]) -> int:
         rest.remove("--no-lint")
     else:
         failed = check(dev, [])
-    # The summary of skipped tests and pytest's closing line are what a reader sees last. No test at all is a failure.
+    # The list of skipped tests and pytest's closing line are what a reader sees last. No test is a failure.
     if status := run(dev, "-m", "pytest", "-n", "2", *rest, cwd=ROOT):
         failed.append(f"pytest (status {status})")
     return report(failed)

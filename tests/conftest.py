@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import pytest
 
 from tests import servers
-from tests.provide import keeper
+from tests.provide import keeper, leash
 from tests.servers import Server, Unavailable
 
 _KEEPER = pytest.StashKey[keeper.Keeper]()
@@ -19,6 +19,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_USED] = set()
     if not hasattr(config, "workerinput"):
         config.stash[_KEEPER] = keeper.Keeper()
+    else:
+        leash.tie(os.getppid())  # a worker, and its servers with it, ends when pytest itself is killed
 
 
 @pytest.hookimpl(optionalhook=True)

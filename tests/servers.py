@@ -1,8 +1,8 @@
 """Real servers for the tests, and how to break them.
 
-    server = start("postgres")      # a private instance
-    server.kill()                   # SIGKILL, backends too
-    server.start()                  # again, on the same data and port
+    with start("postgres") as server:   # a private instance, stopped at the end
+        server.kill()                   # SIGKILL, backends too
+        server.start()                  # again, on the same data and port
 
 Shared instances come from the fixtures in conftest.py. Nothing in here imports idempo.
 """
@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import redis
 from sqlalchemy import create_engine, make_url, text
@@ -66,6 +66,12 @@ class Server:
         """End it and throw its data away. A server that is not ours is left alone."""
         if self.engine is not None:
             self.engine.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
 
     def shared(self) -> "Server":
         """The same server for those who may use it but not break it."""

@@ -1,21 +1,25 @@
 """The servers that the other tests stand on: each starts, answers, and keeps its data through a kill."""
 
+import dataclasses
 from collections.abc import Iterator
 
+import psycopg
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from tests import servers
-from tests.servers import Server
+from tests.provide import processes
+from tests.servers import Server, fresh_database
 
 
 @pytest.fixture(params=servers.KINDS)
 def private(request: pytest.FixtureRequest) -> Iterator[Server]:
-    server = servers.start(request.param)
-    yield server
-    server.stop()
+    with servers.start(request.param) as server:
+        yield server
 
 
 def write(server: Server) -> None:
@@ -43,3 +47,52 @@ def test_a_private_server_keeps_its_data_through_a_kill(private: Server) -> None
     private.kill()
     private.start()
     assert read(private) == "yes"
+
+
+def test_killed_is_down_and_paused_is_silent() -> None:
+    with (
+        servers.start("valkey") as server,
+        redis.Redis(port=server.port, socket_timeout=0.2, retry=Retry(NoBackoff(), 0)) as client,
+    ):
+        assert client.ping()
+        server.pause()
+        with pytest.raises(redis.TimeoutError):
+            client.ping()
+        server.resume()
+        assert client.ping()
+        server.kill()
+        with pytest.raises(redis.ConnectionError):
+            client.ping()
+
+
+def test_a_kill_reaches_the_backends() -> None:
+    with servers.start("postgres") as server, psycopg.connect(server.url.replace("+psycopg", "")) as client:
+        backend = client.info.backend_pid
+        server.kill()
+        assert not processes.runs(backend)
+        with pytest.raises(psycopg.OperationalError):
+            client.execute("SELECT 1")
+
+
+@pytest.mark.parametrize("kind", ["mariadb", "redis"])
+def test_without_root_from_packages(kind: str) -> None:
+    """What a machine does where nothing is installed and nobody may install."""
+    with servers.start(kind, places=("debian",)) as server:
+        write(server)
+        assert read(server) == "yes"
+
+
+@pytest.mark.parametrize("kind", ["postgres", "mariadb", "redis_server", "valkey"])
+def test_fresh_databases_are_apart(kind: str, request: pytest.FixtureRequest) -> None:
+    shared: Server = request.getfixturevalue(kind)
+    first, second = (dataclasses.replace(shared, url=fresh_database(shared)) for _ in range(2))
+    for server in (first, second):
+        write(server)
+    assert first.url != second.url
+    with pytest.raises(RuntimeError, match="shared"):
+        shared.kill()
+
+
+def test_async_urls() -> None:
+    assert servers.async_url("mysql+pymysql://root@h/d") == "mysql+asyncmy://root@h/d"
+    assert servers.async_url("redis://h") == "redis://h"

@@ -10,7 +10,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Client, Connection, Listener
 
-from tests.provide.processes import Unavailable, temporary_folder
+from tests.provide.processes import Unavailable, sweep, temporary_folder
 from tests.servers import Server, start_shared
 
 Answer = Server | Unavailable
@@ -18,6 +18,7 @@ Answer = Server | Unavailable
 
 class Keeper:
     def __init__(self) -> None:
+        sweep()
         self._folder = temporary_folder()
         self.address = str(self._folder / "keeper")
         self._listener = Listener(self.address, "AF_UNIX")

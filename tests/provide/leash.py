@@ -13,18 +13,21 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
+def tie(parent: int) -> None:
+    """End this process when its parent ends, however that happens."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # it ended before the line above
+            sys.exit("the starter is gone")
+
+
 def main() -> None:
     user, parent, command = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
-    libc = ctypes.CDLL(None)
     if user:
         os.setgroups([])
         os.setgid(user)
         os.setuid(user)
-    if sys.platform == "linux":
-        # After setuid, which clears it. The parent may have died before this line, hence the check.
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            sys.exit("the starter is gone")
+    tie(parent)  # after setuid, which undoes it
     os.execv(command[0], command)
 
 

@@ -7,14 +7,13 @@ import hashlib
 import os
 import shutil
 import sysconfig
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.provide import debian
-from tests.provide.processes import Unavailable, server_user
+from tests.provide.processes import Unavailable, server_user, temporary_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = REPOSITORY / ".cache"
@@ -90,7 +89,7 @@ def _readable(place: Place) -> Place:
     folders = [place.program.parent, *place.program.parent.parents]
     if not place.trees or not server_user() or all(folder.stat().st_mode & 0o001 for folder in folders):
         return place
-    copy = Path(tempfile.mkdtemp(prefix="idm-bin-"))
+    copy = temporary_folder()
     atexit.register(shutil.rmtree, copy, ignore_errors=True)
     copy.chmod(0o755)
     for tree in place.trees:
@@ -114,7 +113,7 @@ def template(key: str, build: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="idm-"))
+    folder = temporary_folder()
     try:
         yield folder
     finally:

@@ -45,8 +45,19 @@ def free_port() -> int:
 
 def temporary_folder() -> Path:
     """A folder with a short name: the path of a unix socket ends at 107 characters."""
-    parent = tempfile.gettempdir()
-    return Path(tempfile.mkdtemp(prefix="idm-", dir=parent if len(parent) < 60 else "/tmp"))
+    return Path(tempfile.mkdtemp(prefix=f"idm-{os.getpid()}-", dir=_temporary()))
+
+
+def sweep() -> None:
+    """Remove what killed runs left behind. Their servers ended with them, their folders did not."""
+    for folder in _temporary().glob("idm-*-*"):
+        if not Path("/proc", folder.name.split("-")[1]).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary() -> Path:
+    folder = tempfile.gettempdir()
+    return Path(folder if len(folder) < 60 else "/tmp")
 
 
 def server_user() -> int:
@@ -208,8 +219,12 @@ class Local:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+def runs(pid: int) -> bool:
+    """Whether there is such a process and it is not merely waiting to be buried."""
+    return _state(pid)[0] not in "XZ"
+
+
 def _expect_gone(pids: list[int]) -> None:
     # A new PostgreSQL refuses to start while an old backend holds the shared memory.
-    alive = [pid for pid in pids if _state(pid)[0] not in "XZ"]
-    if alive:
+    if alive := [pid for pid in pids if runs(pid)]:
         raise TimeoutError(f"processes {alive} are still there")
