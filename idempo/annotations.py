@@ -114,7 +114,7 @@ class _Survey:
             raise errors[0]
 
     def plain_class(self, cls: type, *, strict: bool) -> None:
-        if cls in _KNOWN or cls in _UNKNOWN:
+        if cls in _UNKNOWN or any(cls in known.__mro__ for known in _KNOWN):
             return
         if is_data(cls) or typing.is_typeddict(cls):
             if cls not in self.classes:

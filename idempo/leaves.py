@@ -10,10 +10,11 @@ import decimal
 import fractions
 import ipaddress
 import pathlib
+import sys
 import uuid
 import zoneinfo
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 __all__ = ["FROM_TREE", "PLAIN", "TO_TREE", "UnstorableError", "is_odd"]
 
@@ -40,6 +41,7 @@ TIMEDELTA: Final = 9
 OFFSET: Final = 10
 ZONE: Final = 11
 RANGE: Final = 12
+PYDANTIC_ZONE: Final = 13
 
 PLAIN: Final[frozenset[type]] = frozenset({type(None), bool, float, bytes})
 """Types that stand for themselves, whatever the value."""
@@ -104,7 +106,14 @@ def _zone(zone: dt.tzinfo | None) -> object:
         return _offset(zone)
     if type(zone) is zoneinfo.ZoneInfo:
         return _zone_info(zone)
-    raise UnstorableError(f"a time zone of type {type(zone).__qualname__} has no stable name: use zoneinfo")
+    if type(zone) is _pydantic_zone():
+        return [PYDANTIC_ZONE, _span(cast(dt.timedelta, zone.utcoffset(None)))]
+    raise UnstorableError(f"a time zone of type {type(zone).__qualname__} has no stable name, a zoneinfo has")
+
+
+def _pydantic_zone() -> type[Any] | None:
+    """Return the class of the fixed offsets in datetimes that pydantic has parsed, if it is at hand."""
+    return getattr(sys.modules.get("pydantic_core"), "TzInfo", None)
 
 
 def _offset(zone: dt.timezone) -> object:
@@ -164,6 +173,12 @@ def _from_time(tree: Sequence[Any]) -> dt.time:
     return dt.time.fromisoformat(text).replace(fold=fold, tzinfo=zone)
 
 
+def _from_pydantic_zone(tree: Sequence[Any]) -> dt.tzinfo:
+    made = _pydantic_zone()
+    # Without pydantic, the zone that is equal to it.
+    return dt.timezone(tree[1]) if made is None else made(int(tree[1].total_seconds()))
+
+
 def _from_offset(tree: Sequence[Any]) -> dt.timezone:
     _, offset, name = tree
     return dt.timezone(offset) if name is None else dt.timezone(offset, name)
@@ -181,6 +196,7 @@ FROM_TREE: Final[dict[int, Callable[[Any], object]]] = {
     TIME: _from_time,
     TIMEDELTA: lambda tree: dt.timedelta(tree[1], tree[2], tree[3]),
     OFFSET: _from_offset,
+    PYDANTIC_ZONE: _from_pydantic_zone,
     ZONE: lambda tree: zoneinfo.ZoneInfo(tree[1]),
     RANGE: lambda tree: range(_whole(tree[1]), _whole(tree[2]), _whole(tree[3])),
 }
