@@ -19,8 +19,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = REPOSITORY / ".cache"
 SITE = Path(sysconfig.get_paths()["platlib"])
 
-PLACES = ("system", "wheel", "debian")
-
 
 @dataclass(frozen=True)
 class Place:
@@ -37,10 +35,9 @@ class Place:
         return {"LD_LIBRARY_PATH": ":".join(folders)} if self.trees and folders else {}
 
 
-def allowed() -> tuple[str, ...]:
-    """The places to look at, in order. `IDEMPO_TEST_PLACES=debian` tries one of them alone."""
-    named = os.environ.get("IDEMPO_TEST_PLACES")
-    return tuple(named.split(",")) if named else PLACES
+def named() -> tuple[str, ...]:
+    """Where to look instead of everywhere: `IDEMPO_TEST_PLACES=wheel,debian` is a machine without servers."""
+    return tuple(filter(None, os.environ.get("IDEMPO_TEST_PLACES", "").split(",")))
 
 
 def on_system(name: str, *patterns: str) -> Iterator[Place]:
@@ -68,9 +65,9 @@ def in_debian(program: str, *packages: str) -> Iterator[Place]:
 def first(
     name: str, candidates: dict[str, Callable[[], Iterator[Place]]], places: Sequence[str] | None = None
 ) -> Place:
-    """The first place that has the program."""
+    """The first place that has the program. Candidates are in the order in which they are wanted."""
     missing = []
-    for where in places or allowed():
+    for where in places or named() or candidates:
         if where not in candidates:
             continue
         try:
