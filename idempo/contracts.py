@@ -1,0 +1,201 @@
+"""The seams: what a strategy is, what a ledger answers for, what the decorator hands to both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+from idempo.codec import Codec
+
+from idempo.events import Hook
+from idempo.guarantees import Part
+from idempo.records import Answer, Call, Completed, Done, Payload, Record
+from idempo.steps import Steps
+from idempo.waiting import WaitPolicy
+
+KeySpec: TypeAlias = str | Callable[..., object] | tuple[str, ...]
+"""How a key is had from the arguments: a template, a callable of them, names of parameters."""
+
+__all__ = [
+    "Colour",
+    "Inner",
+    "JoinedLedger",
+    "KeySpec",
+    "Layer",
+    "Ledger",
+    "Probe",
+    "Site",
+    "Strategy",
+    "Terms",
+    "Unit",
+]
+
+Colour: TypeAlias = Literal["sync", "async"]
+Inner: TypeAlias = Callable[[Call], Steps[Done]]
+Probe: TypeAlias = Callable[[Call], Any]
+"""Judges an orphan: returns `Found(value)` or `RERUN`, or an awaitable of one under an `async def`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What the decorator was told: the same for every call of one function."""
+
+    lease: float
+    keep: float
+    wait: WaitPolicy
+    completing: WaitPolicy
+    """How a completion that cannot be written, and a transaction that the database undid, is tried again."""
+    on_orphan: Literal["rerun", "refuse"] | Probe
+    replay_errors: tuple[type[Exception], ...]
+    unknown_errors: tuple[type[Exception], ...]
+    codec: Codec
+    max_result: int
+    """Bytes of an encoded result."""
+    hooks: tuple[Hook, ...]
+    final: bool = True
+    """False for a ledger outside another one: what is recorded inside decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What a strategy learns, while decorating, about the function it will stand in front of."""
+
+    operation: str
+    colour: Colour
+    parameters: tuple[str, ...]
+    hints: Mapping[str, Any]
+    """The resolved annotations of the parameters that have one."""
+    terms: Terms
+    tier: bool
+    """True if another ledger inside keeps the record: this one may then only replay or refuse."""
+    rekeyed: Callable[[KeySpec], Callable[[Call], Call]] = field(repr=False)
+    """For a strategy with a key of its own: turns a call into the same call under that key."""
+
+
+class Ledger(Protocol):
+    """A store that remembers who runs a key and what came of it.
+
+    Each method is one atomic request, decided by the store: by its clock, by its comparison of owner and fence.
+    Repeating a request of the same owner changes nothing, so that a driver may send it again after a lost reply.
+    A method raises whatever its driver raises; the protocol makes a typed error of it.
+    """
+
+    def claim(self, call: Call, over: int | None) -> Steps[Answer]:
+        """Make `call.owner` the one who runs, if the key is free; otherwise say how it stands.
+
+        `over` is the fence of an orphan that the caller accepts to take over; an orphan is never taken otherwise.
+        """
+        ...
+
+    def complete(self, call: Call, payload: Payload) -> Steps[bool]:
+        """Record the first result. False, and no change, if `call.owner` is not the owner any more."""
+        ...
+
+    def release(self, call: Call) -> Steps[bool]:
+        """Free the key after a failure. False, and no change, if `call.owner` is not the owner any more."""
+        ...
+
+    def renew(self, call: Call, lease: float) -> Steps[bool]:
+        """Let the lease end `lease` seconds from now; 0 makes it an orphan at once. False if not the owner."""
+        ...
+
+    def lookup(self, digest: bytes) -> Steps[Record | None]:
+        """Return the record, or None if there is none within its retention."""
+        ...
+
+    def forget(self, digest: bytes) -> Steps[bool]:
+        """Delete the record unless it is running under a lease. True if there was one to delete."""
+        ...
+
+    def fill(self, call: Call, done: Done) -> Steps[None]:
+        """Keep the result that a ledger inside has recorded, for `done.keep_left` seconds at the most."""
+        ...
+
+
+class Unit(Protocol):
+    """One transaction that carries a record and the business writes together."""
+
+    @property
+    def owned(self) -> bool:
+        """True if the transaction is ours to commit, False if it is the caller's."""
+        ...
+
+    @property
+    def arguments(self) -> Mapping[str, Any]:
+        """The arguments of the call, the session or connection among them."""
+        ...
+
+    def enter(self) -> Steps[None]:
+        """Send the caller's pending writes, so that they are not undone together with the function's."""
+        ...
+
+    def claim(self, call: Call, over: int | None, wait: float) -> Steps[Answer]:
+        """Insert the record, waiting `wait` seconds at the most for another transaction that has done so."""
+        ...
+
+    def complete(self, call: Call, payload: Payload) -> Steps[bool]:
+        """Record the first result, and commit if the transaction is ours. False if the claim is gone."""
+        ...
+
+    def undo_writes(self) -> Steps[None]:
+        """Undo what the function has written since the claim, and keep the claim."""
+        ...
+
+    def close(self) -> Steps[None]:
+        """Undo the claim and the function's writes unless completed; let go of what is ours."""
+        ...
+
+    def again(self, error: BaseException) -> bool:
+        """True if the database undid our own transaction for the sake of another, so that it can run once more."""
+        ...
+
+    def ambiguous(self, error: BaseException) -> bool:
+        """True if `error` leaves open whether our own commit took place."""
+        ...
+
+
+class JoinedLedger(Protocol):
+    """A store whose record is part of the business transaction."""
+
+    def open(self, call: Call) -> Steps[Unit | Completed]:
+        """Take part in the caller's transaction, or begin one of our own, unless the key is completed already."""
+        ...
+
+    def recall(self, call: Call) -> Steps[Completed | None]:
+        """Read the committed record, outside any transaction of the call."""
+        ...
+
+
+class Layer(Protocol):
+    """A strategy bound to one function."""
+
+    @property
+    def part(self) -> Part:
+        """What it does in the composition, for `explain()`."""
+        ...
+
+    @property
+    def injects(self) -> frozenset[str]:
+        """Parameters that the strategy may fill in; they are no part of the fingerprint."""
+        ...
+
+    def around(self, call: Call, inner: Inner) -> Steps[Done]:
+        """Answer the call, by asking `inner` where it has to run."""
+        ...
+
+    def lookup(self, call: Call) -> Steps[Record | None]:
+        """Return what this strategy remembers of the call."""
+        ...
+
+    def forget(self, call: Call) -> Steps[bool]:
+        """Forget the first result. True if there was one."""
+        ...
+
+
+class Strategy(Protocol):
+    """What `using=` takes."""
+
+    def bind(self, site: Site) -> Layer:
+        """Return the layer for the function at `site`. Raises `ConfigurationError` if the two do not fit."""
+        ...

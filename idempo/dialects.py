@@ -1,0 +1,231 @@
+"""What a ledger does with the records table, in SQL that all databases share, and what their errors mean.
+
+Each method is a plain function of a connection. Where a database has a better way it is in a module of its own:
+`postgresql`, `mysql`, `sqlite`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from idempo.records import Answer, Call, Claimed, Done, InProgress, Payload, Record
+from idempo.sql import COLUMNS, MICROSECONDS, Records, Row, filled, identity
+
+__all__ = ["Dialect", "is_conflict", "is_disconnect", "is_missing_table"]
+
+ALL = ", ".join(f"r.{column}" for column in COLUMNS)
+WRITTEN = "digest, operation, scope, business_key, state, owner, fence, attempt, fingerprint"
+TIMES = "lease_until, created_at, completed_at, keep_until, result"
+RACES = 50
+
+# Free to claim: its retention is over, its owner released it, or it is the orphan that the caller accepts to take over.
+FREE = (
+    "(r.keep_until <= {now} OR r.state = 'released' "
+    "OR (r.state = 'running' AND r.lease_until <= {now} AND r.fence = :over))"
+)
+
+
+class Dialect:
+    """What all databases share. A subclass is one of the databases."""
+
+    clock: ClassVar[str]
+
+    def __init__(self, records: Records) -> None:
+        self.records = records
+
+    # ---- a claim under a lease, each statement a transaction of its own
+
+    def read(self, connection: Connection, digest: bytes) -> Row:
+        sql = f"SELECT {{clock}}, {ALL} FROM (SELECT 1 AS one) AS o LEFT JOIN {{table}} AS r ON r.digest = :digest"
+        return self.records.fetch(connection, sql, self.clock, {"digest": digest})
+
+    def claim(self, connection: Connection, call: Call, over: int | None) -> Answer:
+        """Read, then insert or compare and set: the second decides. A lost race reads again."""
+        for _ in range(RACES):
+            row = self.read(connection, call.digest)
+            answer = row.answer(call, over)
+            if answer is None and row.state == "absent":
+                answer = self.insert(connection, call, row)
+            elif answer is None:
+                answer = self.take(connection, call, row, over)
+            if answer is not None:
+                return answer
+        return InProgress(b"", 0.0)
+
+    def insert(self, connection: Connection, call: Call, row: Row) -> Claimed | None:
+        """Insert the claim of a key that has no row. None: somebody was faster."""
+        mine = Claimed(fence=row.now, attempt=1)
+        values = identity(call) | {"state": "running", "fence": mine.fence, "attempt": mine.attempt}
+        return mine if self._insert(connection, values) else None
+
+    def hold_place(self, connection: Connection, call: Call) -> None:
+        """Insert a row that nobody has claimed, for a transaction to lock."""
+        self._insert(connection, identity(call) | {"state": "released", "fence": 0, "attempt": 0, "owner": b""})
+
+    def _insert(self, connection: Connection, values: dict[str, Any]) -> bool:
+        sql = (
+            f"INSERT INTO {{table}} ({WRITTEN}, {TIMES}) VALUES (:digest, :operation, :scope, :business_key, :state, "
+            ":owner, :fence, :attempt, :fingerprint, {clock} + :lease, {clock}, NULL, {clock} + :keep, NULL)"
+        )
+        try:
+            return self.records.change(connection, sql, self.clock, values) == 1
+        except IntegrityError:
+            return False
+
+    def take(self, connection: Connection, call: Call, row: Row, over: int | None) -> Claimed | None:
+        """Claim a row that is free, or the orphan `over`. None: it changed since it was read."""
+        sql = (
+            "UPDATE {table} AS r SET operation = :operation, scope = :scope, business_key = :business_key, "
+            "state = 'running', owner = :owner, fence = :fence, attempt = :attempt, fingerprint = :fingerprint, "
+            "lease_until = {clock} + :lease, created_at = {clock}, completed_at = NULL, keep_until = {clock} + :keep, "
+            "result = NULL WHERE r.digest = :digest AND r.fence = :seen AND "
+        ) + FREE.replace("{now}", "{clock}")
+        # The clock as the base: fences go on growing where the row itself is gone and comes back.
+        attempt = 1 if row.keep_until <= row.now else row.attempt + 1
+        mine = Claimed(fence=max(row.fence + 1, row.now), attempt=attempt)
+        values = identity(call) | {
+            "fence": mine.fence,
+            "attempt": mine.attempt,
+            "seen": row.fence,
+            "over": accepted(over),
+        }
+        return mine if self.records.change(connection, sql, self.clock, values) == 1 else None
+
+    def complete(self, connection: Connection, call: Call, payload: Payload) -> bool:
+        sql = (
+            "UPDATE {table} SET state = :state, result = :result, completed_at = {clock}, keep_until = {clock} + :keep "
+            "WHERE digest = :digest AND owner = :owner AND state IN ('running', :state)"
+        )
+        values = {
+            "digest": call.digest,
+            "owner": call.owner,
+            "state": payload.state,
+            "result": payload.data,
+            "keep": int(call.keep * MICROSECONDS),
+        }
+        return self.records.change(connection, sql, self.clock, values) == 1
+
+    def release(self, connection: Connection, call: Call) -> bool:
+        # The row stays: its count of attempts and its fence go on.
+        sql = (
+            "UPDATE {table} SET state = 'released' WHERE digest = :digest AND owner = :owner "
+            "AND state IN ('running', 'released')"
+        )
+        return self.records.change(connection, sql, self.clock, {"digest": call.digest, "owner": call.owner}) == 1
+
+    def renew(self, connection: Connection, call: Call, lease: float) -> bool:
+        sql = (
+            "UPDATE {table} SET lease_until = {clock} + :lease, keep_until = {clock} + :lease + :keep "
+            "WHERE digest = :digest AND owner = :owner AND state = 'running'"
+        )
+        values = {
+            "digest": call.digest,
+            "owner": call.owner,
+            "lease": int(lease * MICROSECONDS),
+            "keep": int(call.keep * MICROSECONDS),
+        }
+        return self.records.change(connection, sql, self.clock, values) == 1
+
+    def lookup(self, connection: Connection, digest: bytes) -> Record | None:
+        return self.read(connection, digest).record(digest)
+
+    def forget(self, connection: Connection, digest: bytes) -> bool:
+        sql = (
+            "DELETE FROM {table} WHERE digest = :digest AND keep_until > {clock} AND state <> 'released' "
+            "AND NOT (state = 'running' AND lease_until > {clock})"
+        )
+        return self.records.change(connection, sql, self.clock, {"digest": digest}) == 1
+
+    def fill(self, connection: Connection, call: Call, done: Done) -> None:
+        assigned = (
+            "state = :state, owner = :owner, fence = :fence, attempt = :attempt, fingerprint = :fingerprint, "
+            "completed_at = {clock}, keep_until = {clock} + :keep, result = :result"
+        )
+        update = f"UPDATE {{table}} SET {assigned} WHERE digest = :digest"
+        insert = (
+            f"INSERT INTO {{table}} ({WRITTEN}, {TIMES}) VALUES (:digest, :operation, :scope, :business_key, :state, "
+            ":owner, :fence, :attempt, :fingerprint, {clock}, {clock}, {clock}, {clock} + :keep, :result)"
+        )
+        values = filled(call, done)
+        del values["lease"]
+        if self.records.change(connection, update, self.clock, _only(values, update)) == 0:
+            try:
+                self.records.change(connection, insert, self.clock, values)
+            except IntegrityError:
+                return  # filled by another call meanwhile, with the same result
+
+    def purge(self, connection: Connection, batch: int) -> int:
+        sql = (
+            "DELETE FROM {table} WHERE digest IN "
+            "(SELECT digest FROM {table} WHERE keep_until <= {clock} ORDER BY keep_until LIMIT :batch)"
+        )
+        return self.records.change(connection, sql, self.clock, {"batch": batch})
+
+    # ---- the same in the business transaction
+
+    placeholder: ClassVar[bool] = False
+    """True if the row must exist, committed, before the business transaction locks it."""
+
+    @contextmanager
+    def bounded(self, connection: Connection, wait: float) -> Iterator[None]:
+        """Bound how long the database waits for a lock; afterwards the caller's own bound holds again."""
+        yield
+
+    def begin(self, connection: Connection, wait: float) -> None:
+        """Begin what must be begun by hand."""
+
+    def claim_joined(self, connection: Connection, call: Call, over: int | None, wait: float) -> Answer:
+        return self.claim(connection, call, over)
+
+    def is_busy(self, error: BaseException) -> bool:
+        """True if `error` says that the bounded wait is over."""
+        raise NotImplementedError
+
+
+def accepted(over: int | None) -> int:
+    """The parameter for the fence of the orphan that may be taken over; no record has a fence of -1."""
+    return -1 if over is None else over
+
+
+def _only(values: dict[str, Any], sql: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if f":{name}" in sql}
+
+
+def codes(error: BaseException) -> tuple[str, int]:
+    """Return the SQLSTATE and the number that the driver gave `error`, as far as it gave them."""
+    cause = getattr(error, "orig", None) or error
+    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or ""
+    number = getattr(cause, "sqlite_errorcode", None)
+    if number is None and cause.args and isinstance(cause.args[0], int):
+        number = cause.args[0]
+    return str(state), int(number or 0)
+
+
+_CONFLICTS = ("40001", "40P01")  # PostgreSQL: serialization failure, deadlock
+_CONFLICT_NUMBERS = (1213, 1020)  # InnoDB: deadlock; record has changed since the snapshot
+_SQLITE_BUSY = 5  # the primary code; SQLITE_BUSY_SNAPSHOT is 517
+_MISSING_TABLE = ("42P01", 1146)
+
+
+def is_conflict(error: BaseException) -> bool:
+    """True if the database undid a transaction, or refused a statement, for the sake of another transaction."""
+    state, number = codes(error)
+    return state in _CONFLICTS or number in _CONFLICT_NUMBERS or number & 0xFF == _SQLITE_BUSY and number < 1000
+
+
+def is_disconnect(error: BaseException) -> bool:
+    """True if the connection was lost, so that nobody knows what became of the statement."""
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated or (codes(error)[0] or "08006").startswith(("08", "57P"))
+    return not codes(error)[0]
+
+
+def is_missing_table(error: BaseException) -> bool:
+    """True if the records table does not exist."""
+    state, number = codes(error)
+    return state in _MISSING_TABLE or number in _MISSING_TABLE or "no such table" in str(error)

@@ -1,0 +1,145 @@
+"""Leases: renewed while the function runs, so that a slow but living owner keeps its claim.
+
+A call shorter than a third of its lease sends no renewal. A blocking call is watched by one daemon thread per ledger,
+which starts with the first lease and ends after a minute without one; a call in an event loop by a timer of that loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from idempo.steps import Request, Steps, arun, run
+
+__all__ = ["Beat", "KeepAlive"]
+
+_IDLE = 60.0
+
+
+class Beat:
+    """One watched lease. `renew` is called every `every` seconds until it answers False or the beat is stopped."""
+
+    __slots__ = ("every", "renew", "stopped", "timer")
+
+    def __init__(self, every: float, renew: Callable[[], Steps[bool]]) -> None:
+        self.every = every
+        self.renew = renew
+        self.stopped = False
+        self.timer: asyncio.TimerHandle | None = None
+
+    def stop(self) -> None:
+        """No further renewal starts. One that is under way may end; the ledger refuses it if it comes late."""
+        self.stopped = True
+        if self.timer is not None:
+            self.timer.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAlive(Request):
+    """Ask the driver to renew a lease of `ledger` from now on; answers the `Beat` that ends it."""
+
+    ledger: object
+    every: float
+    renew: Callable[[], Steps[bool]]
+
+    def blocking(self) -> Beat:
+        beat = Beat(self.every, self.renew)
+        _ticker_of(self.ledger).add(beat)
+        return beat
+
+    async def awaiting(self) -> Beat:
+        beat = Beat(self.every, self.renew)
+        _tick_in_loop(beat, asyncio.get_running_loop())
+        return beat
+
+
+_tasks: set[asyncio.Task[Any]] = set()  # a loop keeps only weak references to its tasks
+
+
+def _tick_in_loop(beat: Beat, loop: asyncio.AbstractEventLoop) -> None:
+    async def renew() -> None:
+        if await arun(beat.renew()) and not beat.stopped:
+            _tick_in_loop(beat, loop)
+
+    def due() -> None:
+        if not beat.stopped:
+            task = loop.create_task(renew())
+            _tasks.add(task)
+            task.add_done_callback(_tasks.discard)
+
+    beat.timer = loop.call_later(beat.every, due)
+
+
+class _Ticker:
+    """A thread that renews the leases of one ledger, the next due first."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._due: list[tuple[float, int, Beat]] = []
+        self._order = itertools.count()
+        self._thread: threading.Thread | None = None
+        self.pid = os.getpid()
+
+    def add(self, beat: Beat) -> None:
+        with self._changed:
+            at = time.monotonic() + beat.every
+            heapq.heappush(self._due, (at, next(self._order), beat))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._renew_forever, name="idempo-leases", daemon=True)
+                self._thread.start()
+            elif self._due[0][2] is beat:
+                self._changed.notify()
+
+    def _next(self) -> Beat | None:
+        """Wait for the next lease that is due; None after a minute without any."""
+        with self._changed:
+            while True:
+                while self._due and self._due[0][2].stopped:
+                    heapq.heappop(self._due)
+                if not self._due:
+                    if not self._changed.wait(_IDLE) and not self._due:
+                        self._thread = None
+                        return None
+                    continue
+                left = self._due[0][0] - time.monotonic()
+                if left <= 0:
+                    return heapq.heappop(self._due)[2]
+                self._changed.wait(left)
+
+    def _renew_forever(self) -> None:
+        while (beat := self._next()) is not None:
+            if run(beat.renew()) and not beat.stopped:
+                self.add(beat)
+
+
+_tickers: weakref.WeakKeyDictionary[object, _Ticker] = weakref.WeakKeyDictionary()
+_tickers_lock = threading.Lock()
+
+
+def _ticker_of(ledger: object) -> _Ticker:
+    ticker = _tickers.get(ledger)
+    if ticker is None or ticker.pid != os.getpid():  # threads do not follow into a forked child
+        with _tickers_lock:
+            ticker = _tickers.get(ledger)
+            if ticker is None or ticker.pid != os.getpid():
+                ticker = _tickers[ledger] = _Ticker()
+    return ticker
+
+
+def _forget_tickers() -> None:
+    # The lock may have been held by a thread that does not exist in the child.
+    global _tickers_lock, _tickers
+    _tickers_lock = threading.Lock()
+    _tickers = weakref.WeakKeyDictionary()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_tickers)

@@ -1,0 +1,167 @@
+"""An `Operation`: all that is known of one decorated function, and the steps of each thing one can ask of it."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from idempo.contracts import Colour, Inner, Layer, Terms
+from idempo.errors import IdempoError, InProgressError
+from idempo.guarantees import Explanation, explain
+from idempo.keys import BusinessKey, digest
+from idempo.records import Call, Done, Outcome, Record
+from idempo.running import refuse_reentrance, running
+from idempo.steps import Steps
+from idempo.verdicts import first_error, first_value, value_of
+
+__all__ = ["CarriedError", "Keying", "Operation", "function_steps"]
+
+Arguments = Mapping[str, Any]
+
+
+class CarriedError(Exception):
+    """Carries a StopIteration of the function through our generators, which may not raise it themselves."""
+
+    def __init__(self, error: StopIteration) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class Keying:
+    """How a call's identity is had from its arguments."""
+
+    operation: str
+    key: Callable[[Arguments], BusinessKey]
+    scope: Callable[[Arguments], BusinessKey] | None
+    fingerprint: Callable[[Arguments, bytes], bytes]
+
+    def call(self, arguments: Arguments, terms: Terms) -> Call:
+        """Evaluate key, scope and fingerprint once. Raises `KeyRefusedError` where one has no stable form."""
+        key = self.key(arguments)
+        scope = None if self.scope is None else self.scope(arguments)
+        identity = digest(self.operation, scope, key)
+        return Call(
+            operation=self.operation,
+            scope="" if scope is None else scope.text,
+            key=key.text,
+            digest=identity,
+            fingerprint=self.fingerprint(arguments, identity),
+            owner=os.urandom(16),
+            lease=terms.lease,
+            keep=terms.keep,
+            arguments=arguments,
+        )
+
+    def rekeyed(self, key: Callable[[Arguments], BusinessKey]) -> Callable[[Call], Call]:
+        """Return what turns a call into the same call under another key."""
+
+        def rekey(call: Call) -> Call:
+            other = key(call.arguments)
+            scope = None if self.scope is None else self.scope(call.arguments)
+            identity = digest(self.operation, scope, other)
+            fingerprint = self.fingerprint(call.arguments, identity)
+            return replace(call, key=other.text, digest=identity, fingerprint=fingerprint)
+
+        return rekey
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One decorated function."""
+
+    name: str
+    function: Callable[..., Any]
+    signature: inspect.Signature
+    colour: Colour
+    keying: Keying
+    terms: Terms
+    layers: tuple[Layer, ...]
+    inner: Inner
+    injects: frozenset[str]
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments by parameter name. A wrong call is Python's own TypeError."""
+        if self.injects:
+            bound = self.signature.bind_partial(*args, **kwargs)
+            for name, parameter in self.signature.parameters.items():
+                optional = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+                missing = name not in bound.arguments and parameter.default is parameter.empty
+                if missing and not optional and name not in self.injects:
+                    bound = self.signature.bind(*args, **kwargs)
+        else:
+            bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return bound.arguments
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        return self.keying.call(self.bind(args, kwargs), self.terms)
+
+    def done(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Steps[tuple[Call, Done]]:
+        """Run or replay. An exception that is a result is raised here, after the ledgers have kept it."""
+        call = self.call(args, kwargs)
+        refuse_reentrance(call)
+        done = yield from self.inner(call)
+        if done.error is not None:
+            raise done.error
+        return call, done
+
+    def value(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Steps[Any]:
+        _, done = yield from self.done(args, kwargs)
+        return done.value
+
+    def outcome(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Steps[Outcome[Any]]:
+        call, done = yield from self.done(args, kwargs)
+        return Outcome(done.value, done.replayed, call.key, done.attempt)
+
+    def lookup(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Steps[Record | None]:
+        call = self.call(args, kwargs)
+        record = yield from self.layers[-1].lookup(call)
+        if record is None or record.payload is None:
+            return record
+        try:
+            value, error = value_of(record.payload, call, self.terms)
+        except IdempoError:
+            return record
+        return replace(record, value=value if error is None else error)
+
+    def forget(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Steps[bool]:
+        call = self.call(args, kwargs)
+        record = yield from self.layers[-1].lookup(call)
+        if record is not None and record.state == "running":
+            raise InProgressError(
+                "this key is running right now, and a claim is never taken from a running function; forget it later",
+                operation=call.operation,
+                key=call.key,
+                retry_after=max(0.0, (record.lease_until or 0.0) - (record.keep_until - record.keep_left)),
+            )
+        forgotten = False
+        for layer in reversed(self.layers):  # the record first: a tier must not be filled from it again
+            forgotten |= yield from layer.forget(call)
+        return forgotten
+
+    def explain(self) -> Explanation:
+        orphans = self.terms.on_orphan if isinstance(self.terms.on_orphan, str) else "probe"
+        return explain(self.name, [layer.part for layer in self.layers], orphans)
+
+
+def function_steps(function: Callable[..., Any], signature: inspect.Signature, terms: Terms) -> Inner:
+    """Return the innermost steps: run the function, and make a first result of what it returns or raises."""
+
+    def steps(call: Call) -> Steps[Done]:
+        arguments = inspect.BoundArguments(signature, dict(call.arguments))  # type: ignore[arg-type]
+        with running(call):
+            try:
+                value = yield function(*arguments.args, **arguments.kwargs)
+            except terms.replay_errors as error:
+                return first_error(error, call, terms)
+            except StopIteration as error:
+                raise CarriedError(error) from error
+        return first_value(value, call, terms)
+
+    return steps
+
+

@@ -1,0 +1,76 @@
+"""PostgreSQL: the claim in one request, with a bounded wait for an owner that has not committed yet.
+
+Sources: PostgreSQL manual, "INSERT" (ON CONFLICT), "WITH Queries", and "Client Connection Defaults" (lock_timeout).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from sqlalchemy import Connection
+
+from idempo.dialects import ALL, FREE, RACES, TIMES, WRITTEN, Dialect, accepted, codes
+from idempo.records import Answer, Call, InProgress
+from idempo.sql import identity
+
+__all__ = ["PostgreSQL"]
+
+
+class PostgreSQL(Dialect):
+    """PostgreSQL 13 and newer."""
+
+    clock = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
+
+    # One request: what is known is read and, only if the key is free, the claim is inserted or taken over. A replay
+    # writes nothing and locks nothing. No row at all: the insert met a row that this statement's snapshot cannot see.
+    _claim = (
+        "WITH now AS MATERIALIZED (SELECT {clock} AS us{bound}), "
+        f"known AS MATERIALIZED (SELECT {ALL} FROM {{table}} AS r, now "
+        f"WHERE r.digest = :digest AND NOT {FREE.replace('{now}', 'now.us')}), "
+        f"claimed AS (INSERT INTO {{table}} AS r ({WRITTEN}, {TIMES}) "
+        "SELECT :digest, :operation, :scope, :business_key, 'running', :owner, now.us, 1, :fingerprint, "
+        "now.us + :lease, now.us, NULL, now.us + :keep, NULL FROM now WHERE NOT EXISTS (SELECT 1 FROM known) "
+        "ON CONFLICT (digest) DO UPDATE SET operation = excluded.operation, scope = excluded.scope, "
+        "business_key = excluded.business_key, state = 'running', owner = excluded.owner, "
+        "fence = greatest(r.fence + 1, excluded.fence), "
+        "attempt = CASE WHEN r.keep_until <= excluded.created_at THEN 1 ELSE r.attempt + 1 END, "
+        "fingerprint = excluded.fingerprint, lease_until = excluded.lease_until, created_at = excluded.created_at, "
+        "completed_at = NULL, keep_until = excluded.keep_until, result = NULL "
+        f"WHERE {FREE.replace('{now}', 'excluded.created_at')} RETURNING {ALL}) "
+        f"SELECT now.us, {ALL}{{restore}} FROM now LEFT JOIN "
+        "(SELECT * FROM known UNION ALL SELECT * FROM claimed) AS r ON true"
+    )
+    _leased = _claim.replace("{bound}", "").replace("{restore}", "")
+    # The bound on the wait is set before the insert and set back after it, in the same statement.
+    _joined = _claim.replace(
+        "{bound}",
+        ", current_setting('lock_timeout') AS before, set_config('lock_timeout', :wait, true) AS during",
+    ).replace("{restore}", ", set_config('lock_timeout', now.before, true)")
+
+    def claim(self, connection: Connection, call: Call, over: int | None) -> Answer:
+        return self._ask(connection, self._leased, identity(call) | {"over": accepted(over)}, call, over)
+
+    def claim_joined(self, connection: Connection, call: Call, over: int | None, wait: float) -> Answer:
+        milliseconds = str(max(1, math.ceil(wait * 1000)))  # 0 would mean no bound at all
+        values = identity(call) | {"over": accepted(over), "wait": milliseconds}
+        return self._ask(connection, self._joined, values, call, over)
+
+    def _ask(
+        self, connection: Connection, sql: str, values: dict[str, Any], call: Call, over: int | None
+    ) -> Answer:
+        for _ in range(RACES):
+            answer = self.records.fetch(connection, sql, self.clock, values).answer(call, over)
+            if answer is not None:
+                return answer
+        return InProgress(b"", 0.0)
+
+    def purge(self, connection: Connection, batch: int) -> int:
+        sql = (
+            "DELETE FROM {table} WHERE digest IN (SELECT digest FROM {table} WHERE keep_until <= {clock} "
+            "ORDER BY keep_until LIMIT :batch FOR UPDATE SKIP LOCKED)"
+        )
+        return self.records.change(connection, sql, self.clock, {"batch": batch})
+
+    def is_busy(self, error: BaseException) -> bool:
+        return codes(error)[0] == "55P03"

@@ -1,0 +1,301 @@
+"""The heart: what happens on the first call, on a replay, under contention and on failure.
+
+A strategy is asked from outside inwards, the function is innermost, and completion runs inside out. `once` is the
+protocol of a ledger that claims under a lease, `joined` that of a record in the business transaction, `tier` that of a
+ledger in front of another one. They are generators without I/O (see `steps`): tests step through every interleaving.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, TypeVar, assert_never
+
+from idempo.contracts import Inner, JoinedLedger, Layer, Ledger, Terms, Unit
+from idempo.errors import ConfigurationError, IdempoError
+from idempo.events import tell
+from idempo.leases import KeepAlive
+from idempo.records import MISSING, RERUN, Call, Claimed, Completed, Done, Found, InProgress, Orphan
+from idempo.steps import Pause, Shielded, Steps
+from idempo.verdicts import (
+    check_arguments,
+    first_value,
+    lost,
+    orphaned,
+    pause,
+    replay,
+    unavailable,
+    unknown,
+    unwritten,
+    value_of,
+)
+from idempo.waiting import Patience
+
+T = TypeVar("T")
+
+__all__ = ["compose", "joined", "once", "tier"]
+
+
+def compose(layers: Sequence[Layer], function: Inner) -> Inner:
+    """Nest `layers`, outermost first, around `function`."""
+    inner = function
+    for layer in reversed(layers):
+        inner = _nest(layer, inner)
+    return inner
+
+
+def _nest(layer: Layer, inner: Inner) -> Inner:
+    return lambda call: layer.around(call, inner)
+
+
+# ---------------------------------------------------------------------------------------- a claim under a lease
+
+
+def once(ledger: Ledger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
+    """Claim, run, complete; or replay, or wait, or refuse."""
+    patience = Patience(terms.wait)
+    over: int | None = None
+    while True:
+        asked = time.monotonic()
+        answer = yield from _ask(ledger.claim(call, over), call, terms)
+        match answer:
+            case Claimed(fence, attempt):
+                mine = replace(call, fence=fence, attempt=attempt, deadline=asked + call.lease)
+                tell(terms.hooks, "claimed" if over is None else "took over", mine)
+                return (yield from _first_run(ledger, mine, terms, inner, orphan=over is not None))
+            case Completed():
+                return replay(answer, call, terms)
+            case InProgress(fingerprint, lease_left):
+                check_arguments(fingerprint, call, terms)
+                yield pause(patience, call, terms, lease_left)
+            case Orphan(fingerprint, fence):
+                check_arguments(fingerprint, call, terms)
+                if terms.on_orphan == "refuse":
+                    raise orphaned(call, terms)
+                over = fence
+            case _:
+                assert_never(answer)
+
+
+def _first_run(ledger: Ledger, call: Call, terms: Terms, inner: Inner, *, orphan: bool) -> Steps[Done]:
+    """The claim is ours: run the function under a lease that is kept alive, then record what came of it."""
+    beat = yield KeepAlive(ledger, call.lease / 3, lambda: _renew(ledger, call, terms))
+    try:
+        done = (yield from _probe(ledger, call, terms)) if orphan else None
+        if done is None:
+            done = yield from _run(ledger, call, terms, inner)
+        yield from _record(ledger, call, terms, done)
+    finally:
+        beat.stop()
+    tell(terms.hooks, "completed" if done.error is None else "failed", call)
+    return done
+
+
+def _run(ledger: Ledger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
+    try:
+        return (yield from inner(call))
+    except terms.unknown_errors as error:
+        yield from _attempt(ledger.renew(call, 0), call, terms)
+        raise unknown(call, terms, type(error).__name__) from error
+    except Exception:
+        # Cancellation and interrupts are no failures: they pass by, and the claim is left to its lease.
+        yield Shielded(lambda: _attempt(ledger.release(call), call, terms))
+        tell(terms.hooks, "released", call)
+        raise
+
+
+def _record(ledger: Ledger, call: Call, terms: Terms, done: Done) -> Steps[None]:
+    if not terms.final:
+        # What the ledger inside recorded decides. Where that is not committed yet, the claim is left to its lease.
+        if done.durable:
+            yield Shielded(lambda: _attempt(ledger.complete(call, done.payload), call, terms))
+        return
+    kept = yield Shielded(lambda: _complete(ledger, call, terms, done))
+    if not kept:
+        raise lost(call, terms, done.value, (yield from _winner(ledger, call, terms)))
+
+
+def _complete(ledger: Ledger, call: Call, terms: Terms, done: Done) -> Steps[bool]:
+    """Record the first result; try again while the ledger is away and the lease is kept alive."""
+    patience = Patience(terms.completing)
+    while True:
+        try:
+            return (yield from ledger.complete(call, done.payload))
+        except Exception as error:
+            tell(terms.hooks, "unavailable", call, f"completion: {type(error).__name__}")
+            seconds = patience.next_pause(call.lease)
+            if seconds is None:
+                raise unwritten(call, terms, done.value) from error
+        yield Pause(seconds)
+
+
+def _renew(ledger: Ledger, call: Call, terms: Terms) -> Steps[bool]:
+    """One heartbeat. A ledger that does not answer is asked again at the next one."""
+    try:
+        alive = yield from ledger.renew(call, call.lease)
+    except Exception as error:
+        tell(terms.hooks, "unavailable", call, f"renewal: {type(error).__name__}")
+        return True
+    if alive:
+        tell(terms.hooks, "renewed", call)
+    return alive
+
+
+def _probe(ledger: Ledger, call: Call, terms: Terms) -> Steps[Done | None]:
+    """We took over an orphan: let the user's probe judge whether its effect happened. None: run the function."""
+    if not callable(terms.on_orphan):
+        return None
+    try:
+        verdict = yield terms.on_orphan(call)
+        if isinstance(verdict, Found):
+            return first_value(verdict.value, call, terms)
+        if verdict is RERUN:
+            return None
+        raise ConfigurationError(
+            f"an on_orphan probe returns Found(value) or RERUN, not {type(verdict).__name__}",
+            operation=call.operation,
+            key=call.key,
+        )
+    except Exception:
+        # Nothing is known yet: an orphan again, for the next call to judge.
+        yield from _attempt(ledger.renew(call, 0), call, terms)
+        raise
+
+
+def _winner(ledger: Ledger, call: Call, terms: Terms) -> Steps[Any]:
+    """The first result as the ledger has it, for an owner that lost its lease; MISSING if there is none to give."""
+    record = yield from _attempt(ledger.lookup(call.digest), call, terms)
+    if record is None or record.payload is None:
+        return MISSING
+    try:
+        value, error = value_of(record.payload, call, terms)
+    except IdempoError:
+        return MISSING
+    return value if error is None else error
+
+
+# ---------------------------------------------------------------------------------------- in the business transaction
+
+
+class _RunAgain(Exception):
+    """The database undid our own transaction for the sake of another one: the call starts over."""
+
+    def __init__(self, otherwise: Exception) -> None:
+        super().__init__(otherwise)
+        self.otherwise = otherwise
+        """What is raised if it happens again and again."""
+
+
+def joined(ledger: JoinedLedger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
+    """The same in the business transaction: record, business writes and result commit together or not at all."""
+    patience = Patience(terms.wait)
+    again = Patience(terms.completing)
+    over: int | None = None
+    while True:
+        unit = yield from _ask(ledger.open(call), call, terms)
+        if isinstance(unit, Completed):
+            return replay(unit, call, terms)
+        try:
+            yield from unit.enter()
+            answer = yield from _ask(_claim_in(unit, call, over, patience.left), call, terms)
+            match answer:
+                case Claimed(fence, attempt):
+                    mine = replace(call, fence=fence, attempt=attempt, arguments=unit.arguments)
+                    tell(terms.hooks, "claimed" if over is None else "took over", mine)
+                    return (yield from _run_in(ledger, unit, mine, terms, inner))
+                case Completed():
+                    return replay(answer, call, terms)
+                case InProgress(fingerprint, lease_left):
+                    check_arguments(fingerprint, call, terms)
+                    waiting = pause(patience, call, terms, lease_left)
+                case Orphan(fingerprint, over):
+                    check_arguments(fingerprint, call, terms)
+                    if terms.on_orphan == "refuse":
+                        raise orphaned(call, terms)
+                    continue
+                case _:
+                    assert_never(answer)
+        except _RunAgain as undone:
+            seconds = again.next_pause(call.lease)
+            if seconds is None:
+                raise undone.otherwise from undone.otherwise.__cause__
+            waiting = Pause(seconds)
+        finally:
+            yield Shielded(unit.close)
+        yield waiting
+
+
+def _claim_in(unit: Unit, call: Call, over: int | None, wait: float) -> Steps[Any]:
+    try:
+        return (yield from unit.claim(call, over, wait))
+    except Exception as error:
+        if unit.again(error):
+            raise _RunAgain(unavailable(call, terms, error)) from error
+        raise
+
+
+def _run_in(ledger: JoinedLedger, unit: Unit, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
+    try:
+        done = yield from inner(call)
+        if done.error is not None:
+            yield from unit.undo_writes()
+    except terms.unknown_errors as error:
+        raise unknown(call, terms, type(error).__name__) from error
+    except Exception as error:
+        tell(terms.hooks, "released", call)
+        if unit.again(error):
+            raise _RunAgain(error) from error
+        raise
+    try:
+        kept = yield Shielded(lambda: unit.complete(call, done.payload))
+    except Exception as error:
+        if unit.again(error):
+            raise _RunAgain(error) from error
+        if not unit.ambiguous(error):
+            raise
+        first = yield from _attempt(ledger.recall(call), call, terms)
+        if first is None or first.owner != call.owner:
+            raise unknown(call, terms, "the reply to the commit was lost", done.value) from error
+        kept = True
+    if not kept:
+        raise lost(call, terms, done.value, MISSING)
+    tell(terms.hooks, "completed" if done.error is None else "failed", call)
+    return replace(done, durable=unit.owned)
+
+
+# ---------------------------------------------------------------------------------------- in front of another ledger
+
+
+def tier(ledger: Ledger, call: Call, terms: Terms, inner: Inner, *, required: bool) -> Steps[Done]:
+    """Replay what is known here, otherwise ask inside; keep what comes from there once it is durable."""
+    lookup = ledger.lookup(call.digest)
+    record = yield from (_ask(lookup, call, terms) if required else _attempt(lookup, call, terms))
+    if record is not None and record.payload is not None and record.payload.data is not None:
+        first = Completed(
+            record.payload, record.fingerprint, record.fence, record.attempt, record.keep_left
+        )
+        return replay(first, call, terms)
+    done = yield from inner(call)
+    if done.durable:
+        yield from _attempt(ledger.fill(call, done), call, terms)
+    return done
+
+
+def _ask(steps: Steps[T], call: Call, terms: Terms) -> Steps[T]:
+    """Take steps of a ledger before the function has started: if it cannot answer, nothing runs."""
+    try:
+        return (yield from steps)
+    except (IdempoError, _RunAgain):
+        raise
+    except Exception as error:
+        raise unavailable(call, terms, error) from error
+
+
+def _attempt(steps: Steps[T], call: Call, terms: Terms) -> Steps[T | None]:
+    """Take steps of a ledger whose failure changes nothing about the answer."""
+    try:
+        return (yield from steps)
+    except Exception as error:
+        tell(terms.hooks, "unavailable", call, type(error).__name__)
+        return None

@@ -1,0 +1,69 @@
+"""Creating the records table, and finding the dialect of a connection."""
+
+from __future__ import annotations
+
+import functools
+
+from sqlalchemy import Connection, inspect
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.engine import Dialect as EngineDialect
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from idempo.dialects import Dialect
+from idempo.errors import ConfigurationError, LedgerUnavailableError
+from idempo.mysql import MariaDB, MySQL
+from idempo.postgresql import PostgreSQL
+from idempo.sql import Records
+from idempo.sqlite import SQLite
+
+__all__ = ["create", "ddl", "dialect_of", "missing_table"]
+
+
+def dialect_of(connection: Connection, records: Records) -> Dialect:
+    """Return what idempo does on the database of `connection`."""
+    dialect = connection.dialect
+    return _dialect(dialect.name, bool(getattr(dialect, "is_mariadb", False)), records)
+
+
+@functools.cache
+def _dialect(name: str, mariadb: bool, records: Records) -> Dialect:
+    match name:
+        case "postgresql":
+            return PostgreSQL(records)
+        case "mysql" | "mariadb":
+            return MariaDB(records) if mariadb else MySQL(records)
+        case "sqlite":
+            return SQLite(records)
+        case _:
+            raise ConfigurationError(f"idempo knows PostgreSQL, MariaDB, MySQL and SQLite, but not {name}")
+
+
+def create(connection: Connection, records: Records) -> None:
+    """Create the table and its index where they are missing. Two that do it at once do not disturb each other."""
+    try:
+        records.metadata.create_all(connection)
+    except DBAPIError:
+        if not inspect(connection).has_table(records.name):
+            raise
+
+
+def ddl(name: str, records: Records) -> str:
+    """Return the statements that `create` would send to the database of this dialect name."""
+    dialects: dict[str, EngineDialect] = {
+        "postgresql": postgresql.dialect(),
+        "mysql": mysql.dialect(),
+        "mariadb": mysql.dialect(is_mariadb=True),
+        "sqlite": sqlite.dialect(),
+    }
+    dialect = dialects[name]
+    statements = [CreateTable(records.table), *(CreateIndex(index) for index in records.table.indexes)]
+    return "".join(f"{str(statement.compile(dialect=dialect)).strip()};\n" for statement in statements)
+
+
+def missing_table(records: Records, dialect: str) -> LedgerUnavailableError:
+    """The error for a server without the records table."""
+    return LedgerUnavailableError(
+        f"the table {records.name} does not exist in this {dialect} database; create it once, with `idempo init URL`, "
+        "with .create_schema(), or by a migration from .metadata"
+    )

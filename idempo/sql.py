@@ -1,0 +1,244 @@
+"""The records table: its schema, and one plain function of a connection for each thing a ledger does with it.
+
+Everything that decides is decided by the database: its clock, its unique index, its comparison of owner and fence.
+How the databases differ is in `dialects`.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    TextClause,
+    bindparam,
+    text,
+)
+from sqlalchemy.dialects.mysql import BINARY, MEDIUMBLOB, VARBINARY
+from sqlalchemy.dialects.mysql import VARCHAR as MYSQL_VARCHAR
+
+from idempo.errors import ConfigurationError
+from idempo.records import Answer, Call, Claimed, Completed, Done, InProgress, Orphan, Payload, Record
+
+__all__ = ["COLUMNS", "MICROSECONDS", "Records", "Row"]
+
+MICROSECONDS = 1_000_000
+_TEXT_LIMIT = 255
+
+COLUMNS = (
+    "digest",
+    "operation",
+    "scope",
+    "business_key",
+    "state",
+    "owner",
+    "fence",
+    "attempt",
+    "fingerprint",
+    "lease_until",
+    "created_at",
+    "completed_at",
+    "keep_until",
+    "result",
+)
+
+_TYPES: dict[str, Any] = {
+    "digest": LargeBinary,
+    "owner": LargeBinary,
+    "fingerprint": LargeBinary,
+    "result": LargeBinary,
+    "operation": String,
+    "scope": String,
+    "business_key": String,
+    "state": String,
+    "fence": BigInteger,
+    "seen": BigInteger,
+    "over": BigInteger,
+    "lease": BigInteger,
+    "keep": BigInteger,
+    "attempt": Integer,
+    "batch": Integer,
+    "wait": String,
+}
+
+
+def _table(name: str, metadata: MetaData) -> Table:
+    """Keys are compared as bytes, never as text: no collation can make two keys one."""
+    readable = String(_TEXT_LIMIT).with_variant(
+        MYSQL_VARCHAR(_TEXT_LIMIT, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
+    )
+    digest = LargeBinary(32).with_variant(BINARY(32), "mysql", "mariadb")
+    owner = LargeBinary(16).with_variant(VARBINARY(16), "mysql", "mariadb")
+    blob = LargeBinary().with_variant(MEDIUMBLOB(), "mysql", "mariadb")
+    table = Table(
+        name,
+        metadata,
+        Column("digest", digest, primary_key=True, autoincrement=False),
+        Column("operation", readable, nullable=False),
+        Column("scope", readable, nullable=False),
+        Column("business_key", readable, nullable=False),
+        Column("state", String(16), nullable=False),
+        Column("owner", owner, nullable=False),
+        Column("fence", BigInteger, nullable=False),
+        Column("attempt", Integer, nullable=False),
+        Column("fingerprint", blob, nullable=False),
+        Column("lease_until", BigInteger, nullable=False),
+        Column("created_at", BigInteger, nullable=False),
+        Column("completed_at", BigInteger),
+        Column("keep_until", BigInteger, nullable=False),
+        Column("result", blob),
+        mysql_engine="InnoDB",
+        mariadb_engine="InnoDB",
+    )
+    Index(f"{name}_keep_until", table.c.keep_until)
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of the table and the database's clock, read in one request. Times in microseconds since 1970, UTC."""
+
+    now: int
+    state: str
+    """As stored: running, completed, failed, released (free, but counted); "absent" where there is no row."""
+    operation: str = ""
+    scope: str = ""
+    business_key: str = ""
+    owner: bytes = b""
+    fence: int = 0
+    attempt: int = 0
+    fingerprint: bytes = b""
+    lease_until: int = 0
+    created_at: int = 0
+    completed_at: int | None = None
+    keep_until: int = 0
+    result: bytes | None = None
+
+    @property
+    def free(self) -> bool:
+        """True if nobody has claimed the key within the retention."""
+        return self.state in ("absent", "released") or self.keep_until <= self.now
+
+    def answer(self, call: Call, over: int | None) -> Answer | None:
+        """How the key stands for `call`; None: it is free to claim."""
+        if self.free:
+            return None
+        if self.state != "running":
+            return self.completed()
+        if self.owner == call.owner:
+            return Claimed(self.fence, self.attempt)
+        if self.lease_until > self.now:
+            return InProgress(self.fingerprint, (self.lease_until - self.now) / MICROSECONDS)
+        return None if self.fence == over else Orphan(self.fingerprint, self.fence)
+
+    def completed(self) -> Completed:
+        keep_left = (self.keep_until - self.now) / MICROSECONDS
+        return Completed(self._payload(), self.fingerprint, self.fence, self.attempt, keep_left, self.owner)
+
+    def _payload(self) -> Payload:
+        return Payload("failed" if self.state == "failed" else "completed", self.result)
+
+    def record(self, digest: bytes) -> Record | None:
+        if self.free:
+            return None
+        running = self.state == "running"
+        live = "running" if self.lease_until > self.now else "orphan"
+        return Record(
+            digest=digest,
+            operation=self.operation,
+            scope=self.scope,
+            key=self.business_key,
+            state=live if running else self._payload().state,  # type: ignore[arg-type]
+            attempt=self.attempt,
+            fence=self.fence,
+            fingerprint=self.fingerprint,
+            created_at=self.created_at / MICROSECONDS,
+            completed_at=None if self.completed_at is None else self.completed_at / MICROSECONDS,
+            lease_until=self.lease_until / MICROSECONDS,
+            keep_until=self.keep_until / MICROSECONDS,
+            keep_left=(self.keep_until - self.now) / MICROSECONDS,
+            payload=None if running else self._payload(),
+        )
+
+
+class Records:
+    """The records table, by name. Statements are written once, with `{table}` and `{clock}` filled in per dialect."""
+
+    def __init__(self, name: str = "idempo_records") -> None:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,50}", name):
+            raise ConfigurationError(
+                f"table={name!r}: a records table is named with up to 51 letters, digits and underscores"
+            )
+        self.name = name
+        self.metadata = MetaData()
+        self.table = _table(name, self.metadata)
+
+    @functools.cache  # noqa: B019 - as many entries as there are statements and dialects
+    def statement(self, sql: str, clock: str) -> TextClause:
+        """Return `sql` with the table, the dialect's clock, and typed parameters."""
+        filled = sql.replace("{table}", self.name).replace("{clock}", clock)
+        names = set(re.findall(r"(?<![:\w]):(\w+)", filled))
+        return text(filled).bindparams(*(bindparam(name, type_=_TYPES[name]()) for name in names))
+
+    def fetch(self, connection: Connection, sql: str, clock: str, values: Mapping[str, Any]) -> Row:
+        """Execute a statement that selects the clock, the digest and all columns of at most one row."""
+        return row_of(connection.execute(self.statement(sql, clock), values).fetchone())
+
+    def change(self, connection: Connection, sql: str, clock: str, values: Mapping[str, Any]) -> int:
+        """Execute a statement and return how many rows it matched."""
+        return connection.execute(self.statement(sql, clock), values).rowcount
+
+
+def row_of(found: Any) -> Row:
+    """Make a `Row` of (now, digest, ...). A null digest: there is no such row, only the clock."""
+    if found is None or found[1] is None:
+        return Row(0 if found is None else int(found[0]), "absent")
+    now, _, operation, scope, key, state, owner, fence, attempt, fingerprint, *rest = found
+    lease_until, created_at, completed_at, keep_until, result, *_ = rest
+    stored = None if result is None else bytes(result)
+    described = operation, scope, key, bytes(owner), fence, attempt, bytes(fingerprint)
+    return Row(int(now), state, *described, lease_until, created_at, completed_at, keep_until, stored)
+
+
+def identity(call: Call) -> dict[str, Any]:
+    """The parameters that name the record and describe the claim."""
+    return {
+        "digest": call.digest,
+        "operation": readable(call.operation),
+        "scope": readable(call.scope),
+        "business_key": readable(call.key),
+        "owner": call.owner,
+        "fingerprint": call.fingerprint,
+        "lease": int(call.lease * MICROSECONDS),
+        "keep": int(max(call.keep, call.lease) * MICROSECONDS),
+    }
+
+
+def readable(value: str) -> str:
+    """Text that every database takes: what people read is no part of the identity, so it may be shortened."""
+    clean = value.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\0")
+    return clean if len(clean) <= _TEXT_LIMIT else clean[: _TEXT_LIMIT - 1] + "…"
+
+
+def filled(call: Call, done: Done) -> dict[str, Any]:
+    """The parameters of a record that another ledger has completed."""
+    return {
+        **identity(call),
+        "state": done.payload.state,
+        "result": done.payload.data,
+        "fence": done.fence,
+        "attempt": done.attempt,
+        "keep": int(done.keep_left * MICROSECONDS),
+    }

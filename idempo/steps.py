@@ -1,0 +1,119 @@
+"""Steps: the rules are written once, as generators that do no I/O of their own.
+
+In such a generator `yield x` means *wait for x, if it needs waiting*: SQLAlchemy and redis-py give both colours the
+same method names, so `connection.execute(...)` is a result or an awaitable of one, and the same line serves both.
+`run` and `arun` drive the steps; what must be done differently in the two colours is a `Request`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+Steps: TypeAlias = Generator[Any, Any, T]
+
+__all__ = ["Pause", "Request", "Shielded", "Steps", "arun", "run"]
+
+
+class Request:
+    """Something a step asks its driver for, done in one way when blocking and in another when awaiting."""
+
+    __slots__ = ()
+
+    def blocking(self) -> Any:
+        raise NotImplementedError
+
+    async def awaiting(self) -> Any:
+        raise NotImplementedError
+
+
+def run(steps: Steps[T]) -> T:
+    """Drive `steps` to their end in this thread and return their result."""
+    try:
+        asked = steps.send(None)
+        while True:
+            if isinstance(asked, Request):
+                try:
+                    answer = asked.blocking()
+                except BaseException as error:
+                    asked = steps.throw(error)
+                    continue
+            else:
+                answer = asked
+            asked = steps.send(answer)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+async def arun(steps: Steps[T]) -> T:
+    """Drive `steps` to their end in this task and return their result."""
+    try:
+        asked = steps.send(None)
+        while True:
+            try:
+                if isinstance(asked, Request):
+                    answer = await asked.awaiting()
+                elif inspect.isawaitable(asked):
+                    answer = await asked
+                else:
+                    answer = asked
+            except GeneratorExit:
+                steps.close()
+                raise
+            except BaseException as error:
+                asked = steps.throw(error)
+            else:
+                asked = steps.send(answer)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class Pause(Request):
+    """Wait for so many seconds."""
+
+    seconds: float
+
+    def blocking(self) -> None:
+        time.sleep(self.seconds)
+
+    async def awaiting(self) -> None:
+        await asyncio.sleep(self.seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Shielded(Request):
+    """Take these steps to their end even if the caller is cancelled or interrupted meanwhile; then say so.
+
+    The steps must be safe to repeat: a blocking driver that was interrupted takes them once more.
+    """
+
+    steps: Callable[[], Steps[Any]]
+
+    def blocking(self) -> Any:
+        try:
+            return run(self.steps())
+        except (KeyboardInterrupt, SystemExit):
+            run(self.steps())
+            raise
+
+    async def awaiting(self) -> Any:
+        task = asyncio.ensure_future(arun(self.steps()))
+        cancelled: asyncio.CancelledError | None = None
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError as error:
+                cancelled = error
+        if cancelled is not None:
+            task.exception()  # seen: what counts now is that the caller was cancelled
+            raise cancelled
+        return task.result()

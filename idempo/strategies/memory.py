@@ -1,0 +1,189 @@
+"""`Memory`: the reference ledger, in this process. The file to copy for a new one."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from idempo.contracts import KeySpec, Layer, Site
+from idempo.layers import Leased
+from idempo.records import Answer, Call, Claimed, Completed, Done, InProgress, Orphan, Payload, Record
+from idempo.steps import Steps
+
+__all__ = ["Memory"]
+
+_PURGE_EVERY = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A record as it is kept. `payload` is set once completed; `owner` is b"" once released."""
+
+    call: Call
+    owner: bytes
+    fence: int
+    attempt: int
+    lease_until: float
+    created_at: float
+    keep_until: float
+    completed_at: float | None = None
+    payload: Payload | None = None
+
+
+class Memory:
+    """Remembers in a dictionary of this process: for tests, and for operations that need no more.
+
+    Nothing is shared with other processes, and nothing survives this one. Serves both colours.
+
+    Args:
+        clock: seconds; the ledger's own clock, by which leases and retention are judged.
+        key: a key of its own, where it differs from the decorator's.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.time, key: KeySpec | None = None) -> None:
+        self._clock = clock
+        self._key = key
+        self._rows: dict[bytes, _Row] = {}
+        self._fence = 0
+        self._purge_at = _PURGE_EVERY
+        self._one_at_a_time = threading.Lock()
+
+    def bind(self, site: Site) -> Layer:
+        return Leased.at(site, self, "Memory", key=self._key, notes=("lives and dies with this process",))
+
+    def claim(self, call: Call, over: int | None) -> Steps[Answer]:
+        with self._one_at_a_time:
+            now = self._clock()
+            row = self._rows.get(call.digest)
+            if row is not None and row.keep_until <= now:
+                row = None
+            answer = _judge(row, call, over, now)
+            if answer is not None:
+                return answer
+            self._purge(now)
+            self._fence += 1  # one count for all keys: it grows for each of them
+            attempt = 1 if row is None else row.attempt + 1
+            kept = replace(call, arguments={})  # the record must not hold the caller's objects alive
+            keep_until = now + max(call.keep, call.lease)
+            self._rows[call.digest] = _Row(
+                kept, call.owner, self._fence, attempt, now + call.lease, now, keep_until
+            )
+            return Claimed(self._fence, attempt)
+        yield  # a generator, like every ledger, though it waits for nothing
+
+    def complete(self, call: Call, payload: Payload) -> Steps[bool]:
+        with self._one_at_a_time:
+            row = self._owned(call)
+            if row is None:
+                return False
+            if row.payload is None:
+                now = self._clock()
+                keep_until = now + call.keep
+                self._rows[call.digest] = replace(row, payload=payload, completed_at=now, keep_until=keep_until)
+            return True
+        yield
+
+    def release(self, call: Call) -> Steps[bool]:
+        with self._one_at_a_time:
+            row = self._owned(call)
+            if row is None or row.payload is not None:
+                return False
+            # The row stays for its count of attempts; without an owner it is free.
+            self._rows[call.digest] = replace(row, owner=b"")
+            return True
+        yield
+
+    def renew(self, call: Call, lease: float) -> Steps[bool]:
+        with self._one_at_a_time:
+            row = self._owned(call)
+            if row is None or row.payload is not None:
+                return False
+            until = self._clock() + lease
+            self._rows[call.digest] = replace(row, lease_until=until, keep_until=max(row.keep_until, until + call.keep))
+            return True
+        yield
+
+    def lookup(self, digest: bytes) -> Steps[Record | None]:
+        with self._one_at_a_time:
+            now = self._clock()
+            row = self._rows.get(digest)
+            if row is None or row.keep_until <= now or not row.owner:
+                return None
+            return _record(row, now)
+        yield
+
+    def forget(self, digest: bytes) -> Steps[bool]:
+        with self._one_at_a_time:
+            row = self._rows.get(digest)
+            now = self._clock()
+            if row is None or row.keep_until <= now or not row.owner:
+                return False
+            if row.payload is None and row.lease_until > now:
+                return False
+            del self._rows[digest]
+            return True
+        yield
+
+    def fill(self, call: Call, done: Done) -> Steps[None]:
+        with self._one_at_a_time:
+            now = self._clock()
+            until = now + done.keep_left
+            kept = replace(call, arguments={})
+            self._rows[call.digest] = _Row(
+                kept, call.owner, done.fence, done.attempt, now, now, until, completed_at=now, payload=done.payload
+            )
+            return None
+        yield
+
+    def _owned(self, call: Call) -> _Row | None:
+        row = self._rows.get(call.digest)
+        return row if row is not None and row.owner == call.owner and row.keep_until > self._clock() else None
+
+    def _purge(self, now: float) -> None:
+        if len(self._rows) >= self._purge_at:
+            self._rows = {digest: row for digest, row in self._rows.items() if row.keep_until > now}
+            self._purge_at = 2 * len(self._rows) + _PURGE_EVERY
+
+
+def _judge(row: _Row | None, call: Call, over: int | None, now: float) -> Answer | None:
+    """How the key stands for this call; None: it is free to claim."""
+    match row:
+        case None | _Row(owner=b""):
+            return None
+        case _Row(payload=Payload() as payload):
+            keep_left = row.keep_until - now
+            return Completed(payload, row.call.fingerprint, row.fence, row.attempt, keep_left, row.owner)
+        case _Row(owner=call.owner):
+            return Claimed(row.fence, row.attempt)
+        case _ if row.lease_until > now:
+            return InProgress(row.call.fingerprint, row.lease_until - now)
+        case _ if row.fence != over:
+            return Orphan(row.call.fingerprint, row.fence)
+        case _:
+            return None
+
+
+def _record(row: _Row, now: float) -> Record:
+    call = row.call
+    if row.payload is not None:
+        state = row.payload.state
+    else:
+        state = "running" if row.lease_until > now else "orphan"
+    return Record(
+        call.digest,
+        call.operation,
+        call.scope,
+        call.key,
+        state,
+        row.attempt,
+        row.fence,
+        call.fingerprint,
+        row.created_at,
+        row.completed_at,
+        row.lease_until,
+        row.keep_until,
+        row.keep_until - now,
+        row.payload,
+    )

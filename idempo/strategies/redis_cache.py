@@ -1,0 +1,359 @@
+"""`RedisCache`: one hash per business key, in Redis 6.2 and newer or Valkey; single node, Sentinel or Cluster.
+
+Each ledger operation is one Lua script over one key: it reads the server's clock, compares owner and fence, and
+writes, atomically (Redis documentation, "Scripting with Lua"). Sent again by the driver after a lost reply, a script
+finds its own owner in the record and answers as before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import threading
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.exceptions import NoScriptError
+
+from idempo.contracts import Colour, KeySpec, Layer, Site
+from idempo.errors import ColourMismatchError, ConfigurationError
+from idempo.layers import Leased
+from idempo.records import Answer, Call, Claimed, Completed, Done, InProgress, Orphan, Payload, Record
+from idempo.steps import Steps
+
+__all__ = ["RedisCache"]
+
+_HEAD = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local function us(number) return string.format('%.0f', number) end
+"""
+
+_READ = "redis.call('HMGET', KEYS[1], 'state', 'owner', 'fence', 'attempt', 'fingerprint', 'lease', 'result')"
+
+# ARGV: owner, fingerprint, lease (us), keep (ms), fence of the orphan to take over, operation, scope, key
+_CLAIM = (
+    _HEAD
+    + f"local r = {_READ}\n"
+    + """
+local state = r[1]
+if state == 'completed' or state == 'failed' then
+  return {state, r[2], r[3], r[4], r[5], redis.call('PTTL', KEYS[1]), r[7]}
+end
+if state == 'running' then
+  if r[2] == ARGV[1] then return {'claimed', r[3], r[4]} end
+  local left = tonumber(r[6]) - now
+  if left > 0 then return {'running', r[5], us(left)} end
+  if r[3] ~= ARGV[5] then return {'orphan', r[5], r[3]} end
+end
+local fence, attempt = now, 1
+if state then
+  fence = math.max(tonumber(r[3]) + 1, now)
+  attempt = tonumber(r[4]) + 1
+end
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], 'state', 'running', 'owner', ARGV[1], 'fence', us(fence), 'attempt', attempt,
+  'fingerprint', ARGV[2], 'lease', us(now + ARGV[3]), 'created', us(now),
+  'operation', ARGV[6], 'scope', ARGV[7], 'key', ARGV[8])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return {'claimed', us(fence), attempt}
+"""
+)
+
+# ARGV: owner, state, result or "", "1" if there is a result, keep (ms)
+_COMPLETE = (
+    _HEAD
+    + """
+local r = redis.call('HMGET', KEYS[1], 'owner', 'state')
+if r[1] ~= ARGV[1] then return 0 end
+if r[2] == ARGV[2] then return 1 end
+if r[2] ~= 'running' then return 0 end
+redis.call('HSET', KEYS[1], 'state', ARGV[2], 'completed', us(now))
+if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'result', ARGV[3]) end
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
+return 1
+"""
+)
+
+# The record stays, free: its count of attempts and its fence go on.
+_RELEASE = """
+local r = redis.call('HMGET', KEYS[1], 'owner', 'state')
+if r[1] ~= ARGV[1] or (r[2] ~= 'running' and r[2] ~= 'released') then return 0 end
+redis.call('HSET', KEYS[1], 'state', 'released')
+return 1
+"""
+
+# ARGV: owner, lease (us), keep (ms)
+_RENEW = (
+    _HEAD
+    + """
+local r = redis.call('HMGET', KEYS[1], 'owner', 'state')
+if r[1] ~= ARGV[1] or r[2] ~= 'running' then return 0 end
+redis.call('HSET', KEYS[1], 'lease', us(now + ARGV[2]))
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return 1
+"""
+)
+
+_LOOKUP = (
+    _HEAD
+    + """
+local r = redis.call('HMGET', KEYS[1], 'state', 'owner', 'fence', 'attempt', 'fingerprint', 'lease', 'result',
+  'created', 'completed', 'operation', 'scope', 'key')
+return {us(now), redis.call('PTTL', KEYS[1]), r}
+"""
+)
+
+_FORGET = (
+    _HEAD
+    + """
+local r = redis.call('HMGET', KEYS[1], 'state', 'lease')
+if not r[1] or r[1] == 'released' then return 0 end
+if r[1] == 'running' and tonumber(r[2]) > now then return 0 end
+return redis.call('DEL', KEYS[1])
+"""
+)
+
+# ARGV: owner, state, result or "", "1" if there is a result, keep (ms), fence, attempt, fingerprint, operation, scope, key
+_FILL = (
+    _HEAD
+    + """
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], 'state', ARGV[2], 'owner', ARGV[1], 'fence', ARGV[6], 'attempt', ARGV[7],
+  'fingerprint', ARGV[8], 'lease', us(now), 'created', us(now), 'completed', us(now),
+  'operation', ARGV[9], 'scope', ARGV[10], 'key', ARGV[11])
+if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'result', ARGV[3]) end
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
+return 1
+"""
+)
+
+_SHA = {
+    script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+    for script in (_CLAIM, _COMPLETE, _RELEASE, _RENEW, _LOOKUP, _FORGET, _FILL)
+}
+
+
+class RedisCache:
+    """Remembers in Redis or Valkey, one key per record.
+
+    It keeps its promise while the server keeps the key: an eviction, a flush, or a failover that loses acknowledged
+    writes can let an operation run twice. In front of a SQL ledger losing it costs speed only.
+
+    Args:
+        source: a client of redis-py (`Redis`, `RedisCluster`, or what Sentinel's `master_for` gives; from
+            `redis.asyncio` for async functions), or a URL: `redis://`, `rediss://`, `unix://`; with `+cluster`, as in
+            `redis+cluster://host:6379`, for a Cluster.
+        key: a key of its own, where it differs from the decorator's.
+        required: False lets a call fall through to the ledger inside while this one is down.
+        prefix: the start of each key's name in the server.
+
+    Raises:
+        ConfigurationError: for a source that is none.
+    """
+
+    def __init__(
+        self, source: Any, *, key: KeySpec | None = None, required: bool = True, prefix: str = "idempo:"
+    ) -> None:
+        self._clients = _Clients(source)
+        self._key = key
+        self._required = required
+        self._prefix = prefix.encode()
+
+    def bind(self, site: Site) -> Layer:
+        self._clients.check(site.colour, site.operation)
+        ledger = RedisLedger(self._clients, self._prefix, site.colour)
+        return Leased.at(site, ledger, "RedisCache", key=self._key, required=self._required, lossy=True)
+
+    def close(self) -> Any:
+        """Close the connections made from a URL; awaitable inside an event loop. A given client is left alone."""
+        return self._clients.close()
+
+
+@dataclass(frozen=True, eq=False)
+class RedisLedger:
+    """The ledger behind `RedisCache`, for one colour."""
+
+    clients: _Clients
+    prefix: bytes
+    colour: Colour
+
+    def claim(self, call: Call, over: int | None) -> Steps[Answer]:
+        answer = yield from self._script(
+            _CLAIM,
+            call.digest,
+            call.owner,
+            call.fingerprint,
+            _us(call.lease),
+            _ms(max(call.keep, call.lease)),
+            -1 if over is None else over,
+            *_readable(call),
+        )
+        match _text(answer[0]):
+            case "claimed":
+                return Claimed(fence=int(answer[1]), attempt=int(answer[2]))
+            case "running":
+                return InProgress(answer[1], int(answer[2]) / 1_000_000)
+            case "orphan":
+                return Orphan(answer[1], int(answer[2]))
+            case state:
+                _, owner, fence, attempt, fingerprint, keep_left, result = answer
+                payload = Payload("failed" if state == "failed" else "completed", result)
+                return Completed(payload, fingerprint, int(fence), int(attempt), int(keep_left) / 1000, owner)
+
+    def complete(self, call: Call, payload: Payload) -> Steps[bool]:
+        done = yield from self._script(_COMPLETE, call.digest, call.owner, *_stored(payload), _ms(call.keep))
+        return bool(done)
+
+    def release(self, call: Call) -> Steps[bool]:
+        return bool((yield from self._script(_RELEASE, call.digest, call.owner)))
+
+    def renew(self, call: Call, lease: float) -> Steps[bool]:
+        return bool((yield from self._script(_RENEW, call.digest, call.owner, _us(lease), _ms(lease + call.keep))))
+
+    def lookup(self, digest: bytes) -> Steps[Record | None]:
+        now, keep_left, fields = yield from self._script(_LOOKUP, digest)
+        state, _, fence, attempt, fingerprint, lease, result, created, completed, *readable = fields
+        if state is None or state == b"released":
+            return None
+        operation, scope, key = (_text(one) for one in readable)
+        running = state == b"running"
+        live = "running" if int(lease) > int(now) else "orphan"
+        payload = None if running else Payload("failed" if state == b"failed" else "completed", result)
+        return Record(
+            digest=digest,
+            operation=operation,
+            scope=scope,
+            key=key,
+            state=live if payload is None else payload.state,  # type: ignore[arg-type]
+            attempt=int(attempt),
+            fence=int(fence),
+            fingerprint=fingerprint,
+            created_at=int(created) / 1_000_000,
+            completed_at=None if completed is None else int(completed) / 1_000_000,
+            lease_until=int(lease) / 1_000_000,
+            keep_until=int(now) / 1_000_000 + keep_left / 1000,
+            keep_left=keep_left / 1000,
+            payload=payload,
+        )
+
+    def forget(self, digest: bytes) -> Steps[bool]:
+        return bool((yield from self._script(_FORGET, digest)))
+
+    def fill(self, call: Call, done: Done) -> Steps[None]:
+        yield from self._script(
+            _FILL,
+            call.digest,
+            call.owner,
+            *_stored(done.payload),
+            _ms(done.keep_left),
+            done.fence,
+            done.attempt,
+            call.fingerprint,
+            *_readable(call),
+        )
+
+    def _script(self, script: str, digest: bytes, *arguments: Any) -> Steps[Any]:
+        """One request. A server that does not know the script yet is sent its text."""
+        client = self.clients.client(self.colour)
+        name = self.prefix + digest.hex().encode()
+        try:
+            # Results are bytes, whatever decode_responses says of the user's client.
+            return (yield client.execute_command("EVALSHA", _SHA[script], 1, name, *arguments, NEVER_DECODE=True))
+        except NoScriptError:
+            return (yield client.execute_command("EVAL", script, 1, name, *arguments, NEVER_DECODE=True))
+
+
+def _stored(payload: Payload) -> tuple[str, bytes, str]:
+    return payload.state, payload.data or b"", "0" if payload.data is None else "1"
+
+
+def _readable(call: Call) -> tuple[bytes, bytes, bytes]:
+    one, two, three = (
+        text.encode("utf-8", "backslashreplace") for text in (call.operation, call.scope, call.key)
+    )
+    return one, two, three
+
+
+def _text(value: bytes | None) -> str:
+    return "" if value is None else value.decode()
+
+
+def _us(seconds: float) -> int:
+    return int(seconds * 1_000_000)
+
+
+def _ms(seconds: float) -> int:
+    return max(1, int(seconds * 1000))
+
+
+class _Clients:
+    """The user's client, or one made from a URL: per process if blocking, per event loop if async."""
+
+    def __init__(self, source: Any) -> None:
+        self._url = source if isinstance(source, str) else ""
+        self._given = None if self._url else source
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self._made: Any = None
+        self._made_in_loop: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        if self._url:
+            scheme = self._url.partition("://")[0]
+            if scheme not in ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster"):
+                raise ConfigurationError(
+                    "RedisCache takes a URL that starts with redis://, rediss://, unix:// or redis+cluster://"
+                )
+        elif not callable(getattr(source, "execute_command", None)):
+            raise ConfigurationError(f"RedisCache takes a URL or a client of redis-py, not {type(source).__name__}")
+
+    def check(self, colour: Colour, operation: str) -> None:
+        if self._given is None:
+            return
+        given = "async" if isinstance(self._given, redis.asyncio.Redis | redis.asyncio.RedisCluster) else "sync"
+        if given != colour:
+            wanted = "redis.asyncio.Redis" if colour == "async" else "redis.Redis"
+            raise ColourMismatchError(
+                f"{operation} is {colour}, but its RedisCache has a client of the other colour; give it a {wanted}, "
+                "or a URL"
+            )
+
+    def client(self, colour: Colour) -> Any:
+        if self._given is not None:
+            return self._given
+        if self._pid != os.getpid():
+            self._pid, self._made, self._lock = os.getpid(), None, threading.Lock()
+            self._made_in_loop = weakref.WeakKeyDictionary()
+        if colour == "async":
+            loop = asyncio.get_running_loop()
+            client = self._made_in_loop.get(loop)
+            if client is None:
+                client = self._made_in_loop[loop] = self._make(redis.asyncio)
+            return client
+        if self._made is None:
+            with self._lock:
+                if self._made is None:
+                    self._made = self._make(redis)
+        return self._made
+
+    def _make(self, module: Any) -> Any:
+        kind = module.RedisCluster if "+cluster" in self._url.partition("://")[0] else module.Redis
+        return kind.from_url(self._url.replace("+cluster://", "://", 1))
+
+    def close(self) -> Any:
+        made, self._made = self._made, None
+        if made is not None:
+            made.close()
+        clients = list(self._made_in_loop.values())
+        self._made_in_loop.clear()
+        if not clients:
+            return None
+
+        async def closing() -> None:
+            for client in clients:
+                await client.aclose()
+
+        return closing()

@@ -1,0 +1,366 @@
+"""The record in the business transaction: the caller's, or one that idempo opens, hands over and commits."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+from idempo.connections import Database, on
+from idempo.contracts import Colour, Inner, Site, Terms, Unit
+from idempo.dialects import Dialect, is_conflict, is_disconnect, is_missing_table
+from idempo.errors import ColourMismatchError, CompositionError, ConfigurationError, InProgressError
+from idempo.guarantees import Part
+from idempo.objects import Objects
+from idempo.protocol import joined
+from idempo.records import Answer, Call, Claimed, Completed, Done, InProgress, Payload, Record
+from idempo.schema import create, dialect_of, missing_table
+from idempo.sql import Records
+from idempo.steps import Steps
+
+__all__ = ["Joined", "JoinedRecords"]
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The layer of a record that joins the transaction of the function's own session or connection."""
+
+    ledger: JoinedRecords
+    terms: Terms
+    part: Part
+    injects: frozenset[str]
+
+    @classmethod
+    def at(cls, site: Site, ledger: JoinedRecords) -> Joined:
+        """Return the layer for the function at `site`. Raises `ConfigurationError` where they do not fit."""
+        ledger.check(site)
+        return cls(ledger, site.terms, Part("UniqueInsert", "record", joined=True), frozenset({ledger.join}))
+
+    def around(self, call: Call, inner: Inner) -> Steps[Done]:
+        return (yield from joined(self.ledger, call, self.terms, inner))
+
+    def lookup(self, call: Call) -> Steps[Record | None]:
+        return (yield from self.ledger.outside(call, lambda at, c: at.lookup(c, call.digest)))
+
+    def forget(self, call: Call) -> Steps[bool]:
+        return (yield from self.ledger.outside(call, lambda at, c: at.forget(c, call.digest)))
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedRecords:
+    """The records table, as part of the transaction that the parameter `join` carries."""
+
+    records: Records
+    database: Database | None
+    join: str
+    colour: Colour
+    hint: Any
+    marks: bool
+    """True if an exception can be a result: then the function's writes are undone without the claim."""
+
+    def check(self, site: Site) -> None:
+        """Raise `ConfigurationError` if the function cannot carry the transaction."""
+        if self.join not in site.parameters:
+            raise CompositionError(
+                f"{site.operation}: join={self.join!r} names no parameter of the function; it has "
+                f"{', '.join(site.parameters) or 'none'}"
+            )
+        wrong = (Session, Connection) if self.colour == "async" else (AsyncSession, AsyncConnection)
+        for kind in _classes(self.hint):
+            if issubclass(kind, wrong):
+                raise ColourMismatchError(
+                    f"{site.operation} is {self.colour}, but its parameter {self.join} is a {kind.__name__}"
+                )
+        if self.database is not None:
+            self.database.check(self.colour, site.operation)
+
+    def open(self, call: Call) -> Steps[Unit | Completed]:
+        """Take part in the caller's transaction, or begin one of our own, unless the key is completed already."""
+        given = call.arguments.get(self.join)
+        if given is not None:
+            holder = self._holder(given)
+            yield from self._hold_place(holder, call)
+            return SqlUnit(self, holder, call.arguments, owned=False)
+        database = self._needed()
+        known = yield from self.outside(call, lambda at, c: _known(at, c, call))
+        if known is not None:
+            return known
+        holder = self._open(database)
+        if hasattr(holder, "__await__"):
+            holder = yield holder
+        return SqlUnit(self, holder, {**call.arguments, self.join: holder}, owned=True)
+
+    def recall(self, call: Call) -> Steps[Completed | None]:
+        """Read the committed record, outside any transaction of the call."""
+        return (yield from self.outside(call, lambda at, c: _completed(at, c, call)))
+
+    def outside(self, call: Call, work: Any) -> Steps[Any]:
+        """Do `work` with a connection of its own, or with the caller's where there is no other."""
+        given = call.arguments.get(self.join)
+        if self.database is None and given is not None:
+            return (yield on(self._holder(given), lambda h: _work(self.records, connection_of(h), work)))
+        database = self._needed()
+        return (yield from database.autocommit(self.colour, lambda c: _work(self.records, c, work)))
+
+    def _needed(self) -> Database:
+        if self.database is None:
+            raise ConfigurationError(
+                f"the caller passed no {self.join}, and UniqueInsert(join={self.join!r}) was given no engine, "
+                "sessionmaker or URL to open one"
+            )
+        return self.database
+
+    def _holder(self, given: Any) -> Any:
+        """The session or connection of the right colour behind what the caller passed."""
+        holder = given() if hasattr(given, "registry") else given  # a scoped_session
+        right = (AsyncSession, AsyncConnection) if self.colour == "async" else (Session, Connection)
+        if not isinstance(holder, right):
+            names = " or ".join(kind.__name__ for kind in right)
+            raise ColourMismatchError(f"{self.join} must be a {names} here, not a {type(holder).__name__}")
+        return holder
+
+    def _open(self, database: Database) -> Any:
+        engine: Any = database.engine(self.colour)
+        if any(issubclass(kind, Connection | AsyncConnection) for kind in _classes(self.hint)):
+            return engine.connect()
+        if database.sessions is not None:
+            return database.sessions()
+        kind = AsyncSession if self.colour == "async" else Session
+        return kind(engine, expire_on_commit=False)
+
+    def _hold_place(self, holder: Any, call: Call) -> Steps[None]:
+        """Commit a placeholder on a connection of its own, where the database needs one to be locked.
+
+        Not from the engine's pool: the caller may hold its only connection.
+        """
+        sync = getattr(holder, "sync_session", None) or getattr(holder, "sync_connection", None) or holder
+        engine = sync.get_bind() if isinstance(sync, Session) else sync.engine
+        engine = engine.engine if isinstance(engine, Connection) else engine
+        if engine.dialect.name in ("mysql", "mariadb"):
+            side = _beside(engine, self.colour)
+            yield from side.autocommit(
+                self.colour, lambda c: _work(self.records, c, lambda at, c: _known(at, c, call))
+            )
+
+
+class SqlUnit:
+    """One transaction with a record in it."""
+
+    def __init__(
+        self, ledger: JoinedRecords, holder: Any, arguments: Mapping[str, Any], *, owned: bool
+    ) -> None:
+        self.arguments = arguments
+        self.owned = owned
+        self._ledger = ledger
+        self._holder = holder
+        self._objects: Objects | None = None
+        self._savepoint = ""
+        self._mark = ""
+        self._state: str = "open"  # then claimed, then committing, then completed
+
+    def enter(self) -> Steps[None]:
+        """Send the caller's pending writes, so that they are not undone together with the function's."""
+        if not self.owned:
+            yield on(self._holder, lambda holder: holder.flush() if isinstance(holder, Session) else None)
+
+    def claim(self, call: Call, over: int | None, wait: float) -> Steps[Answer]:
+        answer: Answer = yield on(self._holder, lambda holder: self._claim(holder, call, over, wait))
+        return answer
+
+    def _claim(self, holder: Any, call: Call, over: int | None, wait: float) -> Answer:
+        connection = connection_of(holder)
+        refuse_autocommit(connection, call)
+        dialect = dialect_of(connection, self._ledger.records)
+        try:
+            answer = self._claim_behind_savepoint(connection, dialect, call, over, wait)
+        except Exception as error:
+            if dialect.is_busy(error):
+                return InProgress(b"", 0.0)
+            if is_missing_table(error):
+                raise missing_table(self._ledger.records, connection.dialect.name) from error
+            if is_conflict(error) and not self.owned:
+                raise conflicting(call) from error
+            raise
+        match answer:
+            case Claimed():
+                self._state = "claimed"
+                _uncommitted.setdefault(transaction_of(holder), set()).add(call.digest)
+                if isinstance(holder, Session):
+                    self._objects = Objects.of(holder)
+                if self._ledger.marks:
+                    self._mark = _savepoint(connection)
+            case Completed() if call.digest in _uncommitted.get(transaction_of(holder), ()):
+                return replace(answer, durable=False)
+        return answer
+
+    def _claim_behind_savepoint(
+        self, connection: Connection, dialect: Dialect, call: Call, over: int | None, wait: float
+    ) -> Answer:
+        dialect.begin(connection, wait)
+        if not self.owned:
+            self._savepoint = _savepoint(connection)
+        try:
+            return dialect.claim_joined(connection, call, over, wait)
+        except Exception as error:
+            if not (is_missing_table(error) and connection.dialect.name == "sqlite"):
+                raise
+        create(connection, self._ledger.records)
+        return dialect.claim_joined(connection, call, over, wait)
+
+    def complete(self, call: Call, payload: Payload) -> Steps[bool]:
+        """Record the first result, and commit if the transaction is ours. False if the claim is gone."""
+        kept: bool = yield on(self._holder, lambda holder: self._complete(holder, call, payload))
+        if kept and self.owned:
+            self._state = "committing"
+            yield self._holder.commit()
+        if kept:
+            self._state = "completed"
+        return kept
+
+    def _complete(self, holder: Any, call: Call, payload: Payload) -> bool:
+        if isinstance(holder, Session):
+            holder.flush()  # the function's own pending writes: what they raise is the function's error
+        connection = connection_of(holder)
+        kept = dialect_of(connection, self._ledger.records).complete(connection, call, payload)
+        if kept and self._savepoint:
+            connection.exec_driver_sql(f"RELEASE SAVEPOINT {self._savepoint}")
+        return kept
+
+    def undo_writes(self) -> Steps[None]:
+        yield on(self._holder, lambda holder: self._roll_back_to(holder, self._mark))
+
+    def close(self) -> Steps[None]:
+        """Undo the claim and the function's writes unless completed; let go of what is ours."""
+        try:
+            if self.owned:
+                if self._state != "completed":
+                    yield self._holder.rollback()
+            elif self._state == "claimed":
+                yield on(self._holder, lambda holder: self._roll_back_to(holder, self._savepoint))
+            elif self._state == "open" and self._savepoint:
+                yield on(self._holder, self._let_go)
+        except Exception:
+            # The transaction is gone already, and so is what was written in it.
+            self._state = "gone"
+        finally:
+            if self.owned:
+                yield self._holder.close()
+
+    def _roll_back_to(self, holder: Any, savepoint: str) -> None:
+        connection_of(holder).exec_driver_sql(f"ROLLBACK TO SAVEPOINT {savepoint}")
+        if self._objects is not None:
+            self._objects.restore(holder)
+
+    def _let_go(self, holder: Any) -> None:
+        connection = connection_of(holder)
+        connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {self._savepoint}")
+        connection.exec_driver_sql(f"RELEASE SAVEPOINT {self._savepoint}")
+
+    def again(self, error: BaseException) -> bool:
+        return self.owned and is_conflict(error)
+
+    def ambiguous(self, error: BaseException) -> bool:
+        return self.owned and self._state == "committing" and is_disconnect(error)
+
+
+_savepoints = itertools.count(1)
+_uncommitted: weakref.WeakKeyDictionary[Any, set[bytes]] = weakref.WeakKeyDictionary()
+_beside_engines: weakref.WeakKeyDictionary[Engine, Database] = weakref.WeakKeyDictionary()
+
+
+def _savepoint(connection: Connection) -> str:
+    name = f"idempo_{next(_savepoints)}"
+    connection.exec_driver_sql(f"SAVEPOINT {name}")
+    return name
+
+
+def _beside(engine: Engine, colour: Colour) -> Database:
+    """A pool of its own beside the engine's, which makes its connections in the same way."""
+    side = _beside_engines.get(engine)
+    if side is None:
+        pool = engine.pool.recreate()
+        made: Engine | AsyncEngine
+        if colour == "async":
+            made = create_async_engine(engine.url, pool=pool)
+        else:
+            made = create_engine(engine.url, pool=pool)
+        side = _beside_engines[engine] = Database(made)
+    return side
+
+
+def connection_of(holder: Any) -> Connection:
+    """The connection of a sync session or connection."""
+    connection: Connection = holder.connection() if isinstance(holder, Session) else holder
+    return connection
+
+
+def transaction_of(holder: Any) -> Any:
+    """What lives as long as the transaction does."""
+    return holder.get_transaction() or holder
+
+
+def refuse_autocommit(connection: Connection, call: Call) -> None:
+    """Raise `ConfigurationError` for a connection without transactions: nothing could be joined to anything."""
+    options = connection.get_execution_options()
+    detect = getattr(connection.dialect, "detect_autocommit_setting", None)
+    driver = connection.connection.dbapi_connection
+    try:
+        autocommit = options.get("isolation_level") == "AUTOCOMMIT" or (detect is not None and detect(driver))
+    except NotImplementedError:
+        autocommit = False
+    if autocommit:
+        raise ConfigurationError(
+            "join= needs a transaction, but this connection is in autocommit mode: each statement would commit alone",
+            operation=call.operation,
+            key=call.key,
+        )
+
+
+def conflicting(call: Call) -> InProgressError:
+    """The error for a claim that the caller's own transaction cannot make."""
+    return InProgressError(
+        "another transaction with this key got in the way of yours (a deadlock, or a commit that your snapshot cannot "
+        "see); roll your transaction back and call again in a new one",
+        operation=call.operation,
+        key=call.key,
+    )
+
+
+def _work(records: Records, connection: Connection, work: Any) -> Any:
+    dialect = dialect_of(connection, records)
+    try:
+        return work(dialect, connection)
+    except Exception as error:
+        if not is_missing_table(error):
+            raise
+        if connection.dialect.name != "sqlite":
+            raise missing_table(records, connection.dialect.name) from error
+    create(connection, records)
+    return work(dialect, connection)
+
+
+def _completed(at: Dialect, connection: Connection, call: Call) -> Completed | None:
+    answer = at.read(connection, call.digest).answer(call, None)
+    return answer if isinstance(answer, Completed) else None
+
+
+def _known(at: Dialect, connection: Connection, call: Call) -> Completed | None:
+    """The committed first result, if there is one; otherwise see to it that there is a row to lock."""
+    row = at.read(connection, call.digest)
+    if at.placeholder and row.state == "absent":
+        at.hold_place(connection, call)
+    answer = row.answer(call, None)
+    return answer if isinstance(answer, Completed) else None
+
+
+def _classes(hint: Any) -> list[type]:
+    """The classes that an annotation allows, looking into unions and Annotated."""
+    if isinstance(hint, type):
+        return [hint]
+    return [kind for argument in getattr(hint, "__args__", ()) for kind in _classes(argument)]
