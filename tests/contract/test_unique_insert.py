@@ -1,0 +1,116 @@
+"""The promises, kept by `UniqueInsert` on every database, in both colours, with and without `join=`."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from idempo import UniqueInsert
+from idempo.contracts import Strategy
+from idempo.steps import Steps
+from idempo.testing import LedgerContract, PromiseContract
+from tests.servers import Server, async_url, fresh_database
+
+
+class OnDatabase:
+    """Makes the strategy from a URL, as most users do."""
+
+    colour = "sync"
+    joined = False
+    url: str
+    opened: list[UniqueInsert]
+
+    @pytest.fixture(autouse=True, scope="class")
+    def database(self, request: pytest.FixtureRequest) -> None:
+        cls: Any = request.cls
+        server: Server = request.getfixturevalue(cls.server)
+        cls.url = fresh_database(server)
+        UniqueInsert(create_engine(cls.url, poolclass=NullPool)).create_schema()
+
+    def make(self) -> Strategy:
+        strategy = UniqueInsert(self.url, join="session" if self.joined else None)
+        self.opened = [*getattr(self, "opened", []), strategy]
+        return strategy
+
+    def closing(self) -> Steps[None]:
+        for strategy in getattr(self, "opened", []):
+            yield strategy.close()
+
+
+class TestPostgres(OnDatabase, LedgerContract):
+    server = "postgres"
+
+
+class TestPostgresAsync(TestPostgres):
+    colour = "async"
+
+
+class TestPostgresJoined(OnDatabase, PromiseContract):
+    server = "postgres"
+    joined = True
+
+
+class TestPostgresJoinedAsync(TestPostgresJoined):
+    colour = "async"
+
+
+class TestMariaDB(OnDatabase, LedgerContract):
+    server = "mariadb"
+
+
+class TestMariaDBAsync(TestMariaDB):
+    colour = "async"
+
+
+class TestMariaDBJoined(OnDatabase, PromiseContract):
+    server = "mariadb"
+    joined = True
+
+
+class TestMariaDBJoinedAsync(TestMariaDBJoined):
+    colour = "async"
+
+
+class OnFile(OnDatabase):
+    @pytest.fixture(autouse=True, scope="class")
+    def database(self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+        cls: Any = request.cls
+        cls.url = f"sqlite:///{tmp_path_factory.mktemp('sqlite')}/idempo.db"
+
+
+class TestSQLite(OnFile, LedgerContract):
+    pass
+
+
+class TestSQLiteAsync(TestSQLite):
+    colour = "async"
+
+
+class TestSQLiteJoined(OnFile, PromiseContract):
+    joined = True
+
+
+class TestSQLiteJoinedAsync(TestSQLiteJoined):
+    colour = "async"
+
+
+class TestAsyncpg(TestPostgresAsync):
+    """Another driver for the same database."""
+
+    def make(self) -> Strategy:
+        self.url = self.url.replace("+psycopg", "+asyncpg")
+        return super().make()
+
+
+class TestGivenAsyncEngine(TestPostgresAsync):
+    """An engine of the user's own, which idempo does not close."""
+
+    def make(self) -> Strategy:
+        self.engine = create_async_engine(async_url(self.url))
+        return UniqueInsert(self.engine)
+
+    def closing(self) -> Steps[None]:
+        if hasattr(self, "engine"):
+            yield self.engine.dispose()
