@@ -29,6 +29,7 @@ __all__ = ["KINDS", "Server", "Unavailable", "async_url", "fresh_database", "sta
 KINDS = tuple(RECIPES)
 READY_SECONDS = 30
 
+_not_docker: dict[str, str] = {}  # why this kind is not asked of Docker again
 used: set[str] = set()  # what this process started, for the summary at the end of the run
 
 
@@ -114,15 +115,16 @@ def _named(kind: str) -> Iterator[None]:
 
 
 def _start(kind: str, *, durable: bool, places: Sequence[str] | None) -> Server:
-    recipe, note = RECIPES[kind], ""
-    if recipe.image and places is None and containers.available():
+    recipe = RECIPES[kind]
+    if recipe.image and places is None and kind not in _not_docker and containers.available():
         port = free_port()
         try:
             return _launch(
                 kind, port, containers.Container(recipe.image, port), f"Docker image {recipe.image.name}"
             )
         except Exception as error:  # whatever docker and requests raise: no Docker, then
-            note = f" (not Docker: {str(error)[:200]})"
+            _not_docker[kind] = f" (not Docker: {str(error)[:200]})"
+    note = "" if places else _not_docker.get(kind, "")
     folder, port = temporary_folder(), free_port()
     try:
         engine, origin = recipe.local(folder, port, durable, places)

@@ -46,8 +46,10 @@ class Container:
     def __init__(self, image: Image, port: int) -> None:
         from testcontainers.core.container import DockerContainer
 
-        container: type[Any] = DockerContainer  # its types do not know an address with a port
-        self._container = container(image.name).with_bind_ports(image.port, ("127.0.0.1", port))
+        container: type[Any] = DockerContainer  # its types do not know a port with an address
+        self._container = container(image.name)
+        # Not with_bind_ports: it takes no address, and the port would be open to the network.
+        self._container.ports[f"{image.port}/tcp"] = ("127.0.0.1", port)
         for name, value in image.environment:
             self._container.with_env(name, value)
         if image.command:

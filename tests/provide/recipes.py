@@ -206,6 +206,8 @@ def _cluster_version(url: str) -> str:
 
 _POSTGRES = "postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
 _MARIADB = "mysql+pymysql://root@127.0.0.1:{port}/idempo"
+# Docker forwards from another address; the port itself is open on loopback only.
+_IN_DOCKER = "--databases 4096 --appendonly yes --protected-mode no"
 _REDIS = "redis://127.0.0.1:{port}/0"
 
 RECIPES = {
@@ -240,16 +242,14 @@ RECIPES = {
             url=_REDIS,
             local=_redis("redis"),
             version=_redis_version,
-            image=Image("redis:7.0-alpine", 6379, (), "redis-server --databases 4096 --appendonly yes"),
+            image=Image("redis:7.0-alpine", 6379, (), f"redis-server {_IN_DOCKER}"),
         ),
         Recipe(
             kind="valkey",
             url=_REDIS,
             local=_redis("valkey"),
             version=_redis_version,
-            image=Image(
-                "valkey/valkey:9-alpine", 6379, (), "valkey-server --databases 4096 --appendonly yes"
-            ),
+            image=Image("valkey/valkey:9-alpine", 6379, (), f"valkey-server {_IN_DOCKER}"),
         ),
         Recipe(kind="redis62", url=_REDIS, local=_redis("redis62"), version=_redis_version),
         Recipe(kind="valkey-cluster", url=_REDIS, local=_cluster, version=_cluster_version),
