@@ -1,7 +1,5 @@
 """The promises, kept by `UniqueInsert` on every database, in both colours, with and without `join=`."""
 
-from typing import Any
-
 import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -19,12 +17,13 @@ class OnDatabase:
 
     colour = "sync"
     joined = False
+    server: str
     url: str
     opened: list[UniqueInsert]
 
     @pytest.fixture(autouse=True, scope="class")
-    def database(self, request: pytest.FixtureRequest) -> None:
-        cls: Any = request.cls
+    @classmethod
+    def database(cls, request: pytest.FixtureRequest) -> None:
         server: Server = request.getfixturevalue(cls.server)
         cls.url = fresh_database(server)
         UniqueInsert(create_engine(cls.url, poolclass=NullPool)).create_schema()
@@ -75,8 +74,8 @@ class TestMariaDBJoinedAsync(TestMariaDBJoined):
 
 class OnFile(OnDatabase):
     @pytest.fixture(autouse=True, scope="class")
-    def database(self, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
-        cls: Any = request.cls
+    @classmethod
+    def database(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
         cls.url = f"sqlite:///{tmp_path_factory.mktemp('sqlite')}/idempo.db"
 
 
@@ -108,9 +107,10 @@ class TestGivenAsyncEngine(TestPostgresAsync):
     """An engine of the user's own, which idempo does not close."""
 
     def make(self) -> Strategy:
-        self.engine = create_async_engine(async_url(self.url))
-        return UniqueInsert(self.engine)
+        engine = create_async_engine(async_url(self.url))
+        self.engines = [*getattr(self, "engines", []), engine]
+        return UniqueInsert(engine)
 
     def closing(self) -> Steps[None]:
-        if hasattr(self, "engine"):
-            yield self.engine.dispose()
+        for engine in getattr(self, "engines", []):
+            yield engine.dispose()
