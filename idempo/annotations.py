@@ -110,7 +110,7 @@ class _Survey:
                 self.visit(part, strict=False)
             except CannotBeStoredError as error:
                 errors.append(error)
-        if errors and all(part is type(None) or len(errors) == len(parts) for part in parts):
+        if len(errors) == len(parts):
             raise errors[0]
 
     def plain_class(self, cls: type, *, strict: bool) -> None:

@@ -124,7 +124,7 @@ _LEAVES: Final[dict[type, Callable[[Any], bytes]]] = {
 class _Parts:
     def __init__(self, floats: bool) -> None:
         self.floats = floats
-        self.path: set[int] = set()
+        self.depth = 0
 
     def form(self, value: Any) -> bytes:
         kind = type(value)
@@ -135,12 +135,11 @@ class _Parts:
             return self.real(value)
         if isinstance(value, enum.Enum):
             return self.member(value)
-        here = id(value)
-        if here in self.path or len(self.path) >= MAX_DEPTH:
+        if self.depth >= MAX_DEPTH:
             raise KeyRefusedError(f"The value is nested deeper than {MAX_DEPTH} levels, or contains itself.")
-        self.path.add(here)
+        self.depth += 1
         form = _PARTS.get(kind, _Parts.data)(self, value)
-        self.path.discard(here)
+        self.depth -= 1
         return form
 
     def real(self, value: float) -> bytes:

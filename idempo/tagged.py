@@ -78,7 +78,7 @@ class _Writer:
         self.find = find
         self.table: list[object] = []
         self.rows: dict[object, int] = {}
-        self.path: set[int] = set()
+        self.depth = 0
 
     def tree(self, value: object) -> object:
         kind = type(value)
@@ -89,14 +89,11 @@ class _Writer:
             return leaf(value)
         if isinstance(value, enum.Enum):
             return self.member(value)
-        here = id(value)
-        if here in self.path:
-            raise UnstorableError(f"a {kind.__qualname__} in it contains itself")
-        if len(self.path) >= MAX_DEPTH:
-            raise UnstorableError(f"it is nested deeper than {MAX_DEPTH} levels")
-        self.path.add(here)
+        if self.depth >= MAX_DEPTH:
+            raise UnstorableError(f"it is nested deeper than {MAX_DEPTH} levels, or contains itself")
+        self.depth += 1
         parts = _PARTS.get(kind, _Writer.data)(self, value)
-        self.path.discard(here)
+        self.depth -= 1
         return parts
 
     # A level of the value costs two frames: RecursionError is for stacks that were nearly full before.

@@ -81,6 +81,11 @@ class Locked:
     work: Iterator[int]
 
 
+@dataclasses.dataclass
+class Either:
+    work: Iterator[int] | Callable[[], int]
+
+
 class Row(NamedTuple):
     work: "Awaitable[int]"
 
@@ -121,7 +126,7 @@ REFUSED: list[Any] = [
         memoryview,
     ],
     *[defaultdict[str, int], Annotated[Response, 1], NewType("R", Response), TypeVar("R", bound=Response)],
-    *[Locked, list[Locked | None], Row],
+    *[Locked, list[Locked | None], Either, Row],
 ]
 ACCEPTED: list[Any] = [
     *[
@@ -148,7 +153,7 @@ ACCEPTED: list[Any] = [
         Literal["a", 1],
         T,
         B,
-        list[T],
+        list[T],  # type: ignore[valid-type] # pyright: ignore[reportGeneralTypeIssues]
     ],
     *[
         Literal[Colour.RED],
@@ -177,6 +182,34 @@ def test_refused(annotation: Any) -> None:
 @pytest.mark.parametrize("annotation", ACCEPTED, ids=str)
 def test_accepted(annotation: Any) -> None:
     assert same(again([Order(1), Happened()], annotation), [Order(1), Happened()])
+
+
+def test_a_mapped_row_is_refused() -> None:
+    orm = pytest.importorskip("sqlalchemy.orm")
+
+    class Registry(orm.DeclarativeBase, orm.MappedAsDataclass):  # type: ignore[name-defined,misc]
+        pass
+
+    class Mapped(Registry):
+        __tablename__ = "t"
+        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)  # type: ignore[name-defined]
+
+    with pytest.raises(ConfigurationError, match="belongs to its session"):
+        codec_for(Mapped)
+
+
+def test_classes_inside_functions_are_found_through_their_fields() -> None:
+    @dataclasses.dataclass
+    class Leaf:
+        name: str
+
+    @dataclasses.dataclass
+    class Branch:
+        up: "Branch | None"
+        leaf: Leaf
+
+    value = Branch(Branch(None, Leaf("a")), Leaf("b"))
+    assert same(again(value, Branch), value)
 
 
 def test_the_refusal_says_where_and_what_to_do() -> None:

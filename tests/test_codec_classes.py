@@ -153,12 +153,12 @@ def examples() -> Iterator[object]:
     grown, private = Base(1), Model(id=Decimal("1.00"))
     grown.note = {"a": (1,)}  # type: ignore[attr-defined]
     private._secret = 7
-    yield from [lazy, grown, private, Slotted(1, {"a"}), Frozen("a"), Open("7")]  # type: ignore[arg-type]
+    yield from [lazy, grown, private, Slotted(1, {"a"}), Frozen("a"), Open("7")]
     tagged = Tagged(id=Decimal(1))
-    tagged.__dict__["note"] = 1
+    vars(tagged)["note"] = 1
     yield from [Struct(1), tagged, Named(1), NamedChild(2)]
     yield Model(id=Decimal("2.0"), at=(1,), children=[Model(id=1)])
-    yield from [Extra(id=1, more=(1, 2)), Root([1]), Checked(1)]
+    yield from [Extra(id=1, more=(1, 2)), Root([1]), Checked(id=1)]  # type: ignore[call-arg]
 
 
 EXAMPLES = list(examples())
@@ -243,6 +243,13 @@ def test_a_subclass_made_twice_under_one_name_is_refused_rather_than_confused() 
             codec_for(Root).encode(value)
 
 
+def test_an_instance_of_a_class_that_was_replaced_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = module("shop", monkeypatch, RECEIPT).Receipt(1)
+    module("shop", monkeypatch, RECEIPT)
+    with pytest.raises(UnstorableError, match=r"shop\.Receipt"):
+        codec_for().encode(old)
+
+
 def module(name: str, monkeypatch: pytest.MonkeyPatch, source: str) -> Any:
     made = types.ModuleType(name)
     exec("import dataclasses, enum\n" + source, made.__dict__)
@@ -258,7 +265,7 @@ def test_a_class_that_has_moved_is_found_by_the_annotation(monkeypatch: pytest.M
     stored = codec_for(old.Receipt).encode([old.Receipt(1)])
     monkeypatch.delitem(sys.modules, "shop_old")
     new = module("shop_new", monkeypatch, RECEIPT)
-    assert codec_for(list[new.Receipt]).decode(stored) == [new.Receipt(1)]
+    assert codec_for(new.Receipt | None).decode(stored) == [new.Receipt(1)]
     with pytest.raises(ResultUnavailableError, match=r"shop_old\.Receipt"):
         codec_for().decode(stored)
 
@@ -324,17 +331,3 @@ class Fault(Exception):
 def test_what_is_not_only_data_is_refused(value: object) -> None:
     with pytest.raises(UnstorableError):
         codec_for().encode(value)
-
-
-def test_a_mapped_row_is_refused() -> None:
-    orm = pytest.importorskip("sqlalchemy.orm")
-
-    class Registry(orm.DeclarativeBase, orm.MappedAsDataclass):  # type: ignore[name-defined,misc]
-        pass
-
-    class Row(Registry):
-        __tablename__ = "t"
-        id: orm.Mapped[int] = orm.mapped_column(primary_key=True)  # type: ignore[name-defined]
-
-    with pytest.raises(UnstorableError):
-        codec_for().encode(Row(id=1))

@@ -213,7 +213,7 @@ def test_falsy_values_that_are_something_are_keys() -> None:
 
 
 def test_the_refusal_names_the_field_and_types_but_no_values() -> None:
-    for spec, arguments, words in [
+    cases: list[tuple[str, dict[str, Any], list[str]]] = [
         ("{tenant}:{order.id}", {"tenant": "t", "order": Order(None)}, ["{order.id}", "None"]),
         ("{order.idd}", {"order": Order("secret")}, ["{order.idd}", "Order", "'idd'", "AttributeError"]),
         ("{payload[no]}", {"payload": {"a": "secret"}}, ["{payload[no]}", "dict", "'no'", "KeyError"]),
@@ -222,7 +222,8 @@ def test_the_refusal_names_the_field_and_types_but_no_values() -> None:
         ("{payload[x]}", {"payload": None}, ["NoneType"]),
         ("{order.broken}", {"order": Order("secret")}, ["RuntimeError"]),
         ("{order_no}", {}, ["no argument 'order_no'"]),
-    ]:
+    ]
+    for spec, arguments, words in cases:
         with pytest.raises(KeyRefusedError) as caught:
             key(spec, **arguments)
         assert all(word in str(caught.value) for word in words)

@@ -70,6 +70,7 @@ class Struct(msgspec.Struct):
 
 
 UTC = dt.UTC
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=UTC)
 BERLIN = ZoneInfo("Europe/Berlin")
 DAY = dt.datetime(2024, 7, 1, 12)
 EQUAL: list[list[Any]] = [
@@ -93,7 +94,7 @@ EQUAL: list[list[Any]] = [
     [{1: 2}, types.MappingProxyType({1: 2})],
     [{1, 2, "a"}, frozenset(["a", 2, 1])],
     [Order(1, 1.0), Order(1, 2.0)],
-    [Slotted(1, 1.0), Slotted(1, 2.0)],  # type: ignore[call-arg]
+    [Slotted(1, 1.0), Slotted(1, 2.0)],
     [Right.READ | Right.WRITE, Right.WRITE | Right.READ],
     [PureWindowsPath("A\\b"), PureWindowsPath("a/B")],
 ]
@@ -211,7 +212,7 @@ def deep() -> list[Any]:
 
 
 REFUSED: list[Any] = [
-    *[Plain(), Plain, object(), MyStr("a"), lambda: 1, iter([]), (x for x in ()), open, sys, ValueError("x")],
+    *[Plain(), Plain, object(), MyStr("a"), lambda: 1, iter([]), (x for x in ""), open, sys, ValueError("x")],
     *[
         Decimal("NaN"),
         Decimal("sNaN"),
@@ -286,7 +287,7 @@ values = st.recursive(
 )
 
 
-def alike(one: Any, other: Any) -> bool:
+def alike(one: Any, other: Any) -> Any:
     """Say whether Python calls two values equal and their types agree, all the way down."""
     if type(one) is not type(other):
         return False
@@ -299,7 +300,8 @@ def alike(one: Any, other: Any) -> bool:
     if isinstance(one, Order):
         return alike(one.id, other.id)
     if isinstance(one, dt.datetime) and one.tzinfo and other.tzinfo:
-        return one.astimezone(UTC) == other.astimezone(UTC) if one.year not in (1, 9999) else one == other
+        # In UTC: within one zone Python compares the clock and overlooks the fold.
+        return one - EPOCH == other - EPOCH
     return bool(one == other)
 
 

@@ -41,14 +41,15 @@ def test_the_arguments_that_differ_are_named() -> None:
 
 
 def test_names_and_templates_choose_what_counts() -> None:
-    for spec, changed, name in [
+    cases: list[tuple[Any, dict[str, Any], str]] = [
         (("amount",), {"amount": 1}, "amount"),
         (["{amount}"], {"amount": 1}, "amount"),
         ("amount", {"amount": 1}, "amount"),
         (("{payload[a]}", "amount"), {"payload": {"a": 2}}, "payload[a]"),
         (("{order_no}/{amount}",), {"amount": 1}, "{order_no}/{amount}"),
         (lambda amount: amount, {"amount": 1}, "fingerprint"),
-    ]:
+    ]
+    for spec, changed, name in cases:
         assert differing(made(spec), made(spec, **changed)) == (name,)
         assert made(spec) == made(spec, self=1)
     assert made(("{payload[a]}",)) == made(("{payload[a]}",), payload={"a": 1.5, "sent_at": 5})
