@@ -58,7 +58,15 @@ def framed(tag: bytes, content: bytes) -> bytes:
 
 
 def _text(tag: bytes, text: str) -> bytes:
-    return framed(tag, text.encode("utf-8", "surrogatepass"))
+    try:
+        content = text.encode()
+    except UnicodeEncodeError:  # lone surrogates, for which UTF-8 has no form
+        content = text.encode("utf-8", "surrogatepass")
+    return tag + len(content).to_bytes(4, "big") + content
+
+
+def _str(value: str) -> bytes:
+    return _text(b"s", value)
 
 
 def _decimal(value: decimal.Decimal) -> bytes:
@@ -101,7 +109,7 @@ def _path(value: pathlib.PurePath) -> bytes:
 
 
 _LEAVES: Final[dict[type, Callable[[Any], bytes]]] = {
-    str: lambda value: framed(b"s", value.encode("utf-8", "surrogatepass")),
+    str: _str,
     int: lambda value: framed(b"i", b"%x" % value),
     type(None): lambda _: framed(b"0", b""),
     bool: lambda value: framed(b"t", b"1" if value else b"0"),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import sessionmaker
 from sqlalchemy.pool import NullPool
 
@@ -21,10 +21,14 @@ from idempo.dialects import is_conflict, is_disconnect
 from idempo.errors import ColourMismatchError, ConfigurationError
 from idempo.steps import Pause, Steps
 
+if TYPE_CHECKING:
+    # Needs greenlet, which is there only for those who want SQLAlchemy to be async.
+    from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+
 T = TypeVar("T")
 
-Source: TypeAlias = str | URL | Engine | AsyncEngine | sessionmaker[Any] | async_sessionmaker[Any]
-AnyEngine: TypeAlias = Engine | AsyncEngine
+Source: TypeAlias = "str | URL | Engine | AsyncEngine | sessionmaker[Any] | async_sessionmaker[Any]"
+AnyEngine: TypeAlias = "Engine | AsyncEngine"
 
 __all__ = ["AnyEngine", "Database", "Source", "on"]
 
@@ -40,10 +44,18 @@ def on(holder: Any, work: Callable[[Any], T]) -> Any:
     return work(holder) if run_sync is None else run_sync(work)
 
 
+def is_async(thing: Any) -> bool:
+    """True for an AsyncEngine, an AsyncSession or an AsyncConnection, told without importing their module."""
+    module = sys.modules.get("sqlalchemy.ext.asyncio")
+    if module is None:
+        return False  # then nobody can have made one
+    return isinstance(thing, module.AsyncEngine | module.AsyncSession | module.AsyncConnection)
+
+
 class Database:
     """One database, as the user named it. Owns the engines it makes from a URL, and only those."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Any) -> None:
         self.sessions: sessionmaker[Any] | async_sessionmaker[Any] | None = None
         self._url: URL | None = None
         self._given: AnyEngine | None = None
@@ -51,37 +63,40 @@ class Database:
         self._pid = os.getpid()
         self._made: Engine | None = None
         self._made_in_loop: weakref.WeakKeyDictionary[Any, AsyncEngine] = weakref.WeakKeyDictionary()
-        match source:
-            case str() | URL():
-                self._url = _checked(source)
-            case Engine() | AsyncEngine():
-                self._given = source
-            case sessionmaker() | async_sessionmaker():
-                self.sessions = source
-                bind = source.kw.get("bind")
-                if not isinstance(bind, Engine | AsyncEngine):
-                    raise ConfigurationError("the sessionmaker needs a bind= to one engine")
-                self._given = bind
-            case _:
-                raise ConfigurationError(
-                    f"a SQL strategy takes a URL, an engine or a sessionmaker, not {type(source).__name__}"
-                )
+        if isinstance(source, str | URL):
+            self._url = _checked(source)
+        elif isinstance(source, Engine) or is_async(source):
+            self._given = source
+        elif isinstance(getattr(source, "kw", None), dict):
+            self.sessions = source
+            bind = source.kw.get("bind")
+            if not (isinstance(bind, Engine) or is_async(bind)):
+                raise ConfigurationError("the sessionmaker needs a bind= to one engine")
+            self._given = bind
+        else:
+            raise ConfigurationError(
+                f"a SQL strategy takes a URL, an engine or a sessionmaker, not {type(source).__name__}"
+            )
+
+    @property
+    def _named(self) -> URL:
+        if self._url is None:
+            raise RuntimeError("an engine was given, not a URL")
+        return self._url
 
     @property
     def dialect(self) -> str:
         """The name of the database's dialect: postgresql, mysql, mariadb, sqlite."""
         if self._given is not None:
             return self._given.dialect.name
-        assert self._url is not None
-        return self._url.get_backend_name()
+        return self._named.get_backend_name()
 
     @property
     def colour(self) -> Colour:
         """The colour of what was given; of a URL, that of its driver, or of the loop that it was used in."""
         if self._given is not None:
-            return "async" if isinstance(self._given, AsyncEngine) else "sync"
-        assert self._url is not None
-        driver = self._url.drivername.partition("+")[2]
+            return "async" if is_async(self._given) else "sync"
+        driver = self._named.drivername.partition("+")[2]
         return "async" if driver in _ASYNC_NAMES or self._made_in_loop else "sync"
 
     def check(self, colour: Colour, operation: str) -> None:
@@ -92,14 +107,16 @@ class Database:
                 f"{operation} is async and would be blocked by a sync engine; give an AsyncEngine "
                 "(create_async_engine), or a URL"
             )
-        if colour == "sync" and isinstance(given, AsyncEngine):
+        if colour == "sync" and is_async(given):
             raise ColourMismatchError(
                 f"{operation} is a plain function and cannot await an async engine; give an Engine (create_engine), "
                 "or a URL"
             )
         if self._url is not None:
             driver = _url_for(self._url, colour).drivername
-            _module_of(driver, operation)
+            _require(_module_of(driver), driver.partition("+")[0], operation)
+            if colour == "async":
+                _require("greenlet", "asyncio", operation)
 
     def engine(self, colour: Colour) -> AnyEngine:
         """Return the engine for this process and, if async, for the running loop."""
@@ -107,20 +124,20 @@ class Database:
             self._after_fork()
         if self._given is not None:
             return self._given
-        assert self._url is not None
         if colour == "async":
             loop = asyncio.get_running_loop()
             engine = self._made_in_loop.get(loop)
             if engine is None:
-                engine = self._made_in_loop[loop] = create_async_engine(
-                    _url_for(self._url, "async"), **_options(self._url, "async")
-                )
+                from sqlalchemy.ext.asyncio import create_async_engine
+
+                engine = create_async_engine(_url_for(self._named, "async"), **_options(self._named, "async"))
                 _tune(engine.sync_engine)
+                self._made_in_loop[loop] = engine
             return engine
         if self._made is None:
             with self._lock:
                 if self._made is None:
-                    made = create_engine(_url_for(self._url, "sync"), **_options(self._url, "sync"))
+                    made = create_engine(_url_for(self._named, "sync"), **_options(self._named, "sync"))
                     _tune(made)
                     self._made = made
         return self._made
@@ -165,10 +182,8 @@ class Database:
         self._made = None
         self._made_in_loop = weakref.WeakKeyDictionary()
         for engine in engines:
-            if isinstance(engine, AsyncEngine):
-                engine.sync_engine.dispose(close=False)
-            elif engine is not None:
-                engine.dispose(close=False)
+            if engine is not None:
+                getattr(engine, "sync_engine", engine).dispose(close=False)
 
 
 def _checked(source: str | URL) -> URL:
@@ -183,7 +198,9 @@ def _checked(source: str | URL) -> URL:
     if url.get_backend_name() not in _SYNC_DRIVERS:
         raise ConfigurationError(f"{url.get_backend_name()} is no database that idempo knows")
     if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
-        raise ConfigurationError("an in-memory SQLite database is another one in each thread; use Memory(), or a file")
+        raise ConfigurationError(
+            "an in-memory SQLite database is another one in each thread; use Memory(), or a file"
+        )
     return url
 
 
@@ -197,13 +214,16 @@ def _url_for(url: URL, colour: Colour) -> URL:
     return url.set(drivername=f"{backend}+{driver}")
 
 
-def _module_of(drivername: str, operation: str) -> None:
-    backend, _, driver = drivername.partition("+")
-    module = {"pysqlite": "sqlite3", "psycopg_async": "psycopg"}.get(driver, driver)
+def _module_of(drivername: str) -> str:
+    driver = drivername.partition("+")[2]
+    return {"pysqlite": "sqlite3", "psycopg_async": "psycopg"}.get(driver, driver)
+
+
+def _require(module: str, what: str, operation: str) -> None:
     if importlib.util.find_spec(module) is None:
-        extra = {"sqlite": "sqlite", "postgresql": "postgres"}.get(backend, "mysql")
+        extra = {"postgresql": "postgres", "mariadb": "mysql"}.get(what, what)
         raise ConfigurationError(
-            f"{operation} needs the driver {module}, which is not installed: pip install 'idempo[{extra}]'"
+            f"{operation} needs the package {module}, which is not installed: pip install 'idempo[{extra}]'"
         )
 
 

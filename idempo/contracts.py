@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
 from idempo.codec import Codec
-
 from idempo.events import Hook
 from idempo.guarantees import Part
 from idempo.records import Answer, Call, Completed, Done, Payload, Record

@@ -65,7 +65,9 @@ class Dialect:
 
     def hold_place(self, connection: Connection, call: Call) -> None:
         """Insert a row that nobody has claimed, for a transaction to lock."""
-        self._insert(connection, identity(call) | {"state": "released", "fence": 0, "attempt": 0, "owner": b""})
+        self._insert(
+            connection, identity(call) | {"state": "released", "fence": 0, "attempt": 0, "owner": b""}
+        )
 
     def _insert(self, connection: Connection, values: dict[str, Any]) -> bool:
         sql = (
@@ -116,7 +118,10 @@ class Dialect:
             "UPDATE {table} SET state = 'released' WHERE digest = :digest AND owner = :owner "
             "AND state IN ('running', 'released')"
         )
-        return self.records.change(connection, sql, self.clock, {"digest": call.digest, "owner": call.owner}) == 1
+        return (
+            self.records.change(connection, sql, self.clock, {"digest": call.digest, "owner": call.owner})
+            == 1
+        )
 
     def renew(self, connection: Connection, call: Call, lease: float) -> bool:
         sql = (
@@ -215,7 +220,11 @@ _MISSING_TABLE = ("42P01", 1146)
 def is_conflict(error: BaseException) -> bool:
     """True if the database undid a transaction, or refused a statement, for the sake of another transaction."""
     state, number = codes(error)
-    return state in _CONFLICTS or number in _CONFLICT_NUMBERS or number & 0xFF == _SQLITE_BUSY and number < 1000
+    return (
+        state in _CONFLICTS
+        or number in _CONFLICT_NUMBERS
+        or (number & 0xFF == _SQLITE_BUSY and number < 1000)
+    )
 
 
 def is_disconnect(error: BaseException) -> bool:

@@ -145,7 +145,13 @@ class LeaseLostError(IdempoError):
     ran = True
 
     def __init__(
-        self, message: str, *, operation: str = "", key: str = "", result: object = None, stored: object = None
+        self,
+        message: str,
+        *,
+        operation: str = "",
+        key: str = "",
+        result: object = None,
+        stored: object = None,
     ) -> None:
         super().__init__(message, operation=operation, key=key)
         self.result = result

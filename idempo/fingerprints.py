@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Callable, Collection, Iterable, Sequence
 from types import EllipsisType
 from typing import Final, TypeAlias
@@ -48,11 +49,11 @@ def fingerprint_source(
     rows = [(name, readers[name], framed(b"n", name.encode("utf-8", "surrogatepass"))) for name in names]
 
     def fingerprint(arguments: Arguments, salt: bytes) -> bytes:
+        parts: list[tuple[str, bytes]] = []
         try:
-            parts = []
             for name, read, named in rows:
                 form = labelled(read(arguments), name, floats=True)
-                parts.append((name, _short(named + form, salt)))
+                parts.append((name, _short(salt + named + form)))
         except KeyRefusedError as error:
             raise KeyRefusedError(
                 f"The fingerprint of this call was refused, nothing ran. {error} Name the arguments that"
@@ -64,8 +65,8 @@ def fingerprint_source(
     return fingerprint
 
 
-def _short(form: bytes, salt: bytes) -> bytes:
-    return hashlib.blake2b(form, digest_size=8, key=salt, person=b"idempo-argument").digest()
+def _short(form: bytes) -> bytes:
+    return hashlib.blake2b(form, digest_size=8, person=b"idempo-argument").digest()
 
 
 def _fingerprint_readers(
@@ -85,7 +86,7 @@ def _fingerprint_readers(
         template = entry_of(entry, parameters, what="fingerprint", operation=operation)
         first = template.parts[0]
         if len(template.parts) == 1 and isinstance(first, Field):
-            readers[first.text] = first.read
+            readers[first.text] = first.read if first.steps else operator.itemgetter(first.parameter)
         else:
             readers[template.text] = _joined(template)
     return readers

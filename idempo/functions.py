@@ -14,28 +14,28 @@ from idempo.steps import Steps, arun, run
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
+T = TypeVar("T")
 S = TypeVar("S")
 
 __all__ = ["AsyncIdempotent", "Idempotent", "wrap"]
 
 
-class Idempotent(Protocol[P, R_co]):
+class Idempotent(Protocol[P, R]):
     """A decorated function."""
 
     __name__: str
     __qualname__: str
 
     @property
-    def __wrapped__(self) -> Callable[P, R_co]:
+    def __wrapped__(self) -> Callable[P, R]:
         """The function itself, undecorated."""
         ...
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function, or return its first result."""
         ...
 
-    def outcome(self, *args: P.args, **kwargs: P.kwargs) -> Outcome[R_co]:
+    def outcome(self, *args: P.args, **kwargs: P.kwargs) -> Outcome[R]:
         """Call it, and return the value together with how it came about. Raises what a call raises."""
         ...
 
@@ -59,23 +59,23 @@ class Idempotent(Protocol[P, R_co]):
         ...
 
     @overload
-    def __get__(self, instance: None, owner: type) -> Idempotent[P, R_co]: ...
+    def __get__(self, instance: None, owner: type) -> Idempotent[P, R]: ...
     @overload
-    def __get__(self: Idempotent[Concatenate[S, Q], R], instance: S, owner: type) -> Idempotent[Q, R]: ...
+    def __get__(self: Idempotent[Concatenate[S, Q], T], instance: S, owner: type) -> Idempotent[Q, T]: ...
 
 
-class AsyncIdempotent(Protocol[P, R_co]):
+class AsyncIdempotent(Protocol[P, R]):
     """A decorated coroutine function: the same names, awaitable where they ask the ledger."""
 
     __name__: str
     __qualname__: str
 
     @property
-    def __wrapped__(self) -> Callable[P, Coroutine[Any, Any, R_co]]: ...
+    def __wrapped__(self) -> Callable[P, Coroutine[Any, Any, R]]: ...
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]: ...
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]: ...
 
-    def outcome(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Outcome[R_co]]: ...
+    def outcome(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Outcome[R]]: ...
 
     def key_for(self, *args: P.args, **kwargs: P.kwargs) -> str: ...
 
@@ -86,9 +86,11 @@ class AsyncIdempotent(Protocol[P, R_co]):
     def explain(self) -> Explanation: ...
 
     @overload
-    def __get__(self, instance: None, owner: type) -> AsyncIdempotent[P, R_co]: ...
+    def __get__(self, instance: None, owner: type) -> AsyncIdempotent[P, R]: ...
     @overload
-    def __get__(self: AsyncIdempotent[Concatenate[S, Q], R], instance: S, owner: type) -> AsyncIdempotent[Q, R]: ...
+    def __get__(
+        self: AsyncIdempotent[Concatenate[S, Q], T], instance: S, owner: type
+    ) -> AsyncIdempotent[Q, R]: ...
 
 
 def wrap(operation: Operation, bound: tuple[Any, ...] = ()) -> Any:
@@ -96,19 +98,8 @@ def wrap(operation: Operation, bound: tuple[Any, ...] = ()) -> Any:
     asked = _asking(operation, bound)
     function = operation.function
     value = asked(operation.value)
-    if operation.colour == "async":
-
-        @functools.wraps(function)
-        async def decorated(*args: Any, **kwargs: Any) -> Any:
-            return await value(*args, **kwargs)
-
-    else:
-
-        @functools.wraps(function)
-        def decorated(*args: Any, **kwargs: Any) -> Any:
-            return value(*args, **kwargs)
-
-    extended = cast(Any, decorated)
+    decorated = _awaited(value) if operation.colour == "async" else _called(value)
+    extended = cast(Any, functools.wraps(function)(decorated))
     if bound:
         extended.__wrapped__ = functools.partial(function, *bound)
         extended.__self__ = bound[0]
@@ -122,12 +113,28 @@ def wrap(operation: Operation, bound: tuple[Any, ...] = ()) -> Any:
     return extended
 
 
+def _called(value: Callable[..., Any]) -> Callable[..., Any]:
+    def decorated(*args: Any, **kwargs: Any) -> Any:
+        return value(*args, **kwargs)
+
+    return decorated
+
+
+def _awaited(value: Callable[..., Any]) -> Callable[..., Any]:
+    async def decorated(*args: Any, **kwargs: Any) -> Any:
+        return await value(*args, **kwargs)
+
+    return decorated
+
+
 def _without_first(operation: Operation) -> Any:
     parameters = list(operation.signature.parameters.values())[1:]
     return operation.signature.replace(parameters=parameters)
 
 
-def _asking(operation: Operation, bound: tuple[Any, ...]) -> Callable[[Callable[..., Steps[Any]]], Callable[..., Any]]:
+def _asking(
+    operation: Operation, bound: tuple[Any, ...]
+) -> Callable[[Callable[..., Steps[Any]]], Callable[..., Any]]:
     """Return what makes a callable of the operation's colour out of its steps."""
 
     def blocking(steps: Callable[..., Steps[Any]]) -> Callable[..., Any]:

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["Effects", "Explanation", "Part", "explain"]
+__all__ = ["Effects", "Explanation", "Orphans", "Part", "Role", "explain"]
 
 Effects: TypeAlias = Literal["exactly once", "at least once", "at most once", "exactly once by the probe"]
+
+Orphans: TypeAlias = Literal["rerun", "refuse", "probe"]
+Role: TypeAlias = Literal["record", "tier", "own key", "guard"]
 
 _FOREIGN_NOTE = "send current().downstream_key(system) along, so that the other system can tell a repeat"
 
@@ -18,7 +21,7 @@ class Part:
     """What one strategy does in a composition."""
 
     strategy: str
-    role: Literal["record", "tier", "own key", "guard"]
+    role: Role
     joined: bool = False
     lossy: bool = False
     """True for a store that may lose acknowledged writes (failover, eviction)."""
@@ -48,7 +51,7 @@ class Explanation:
         return "\n".join(lines + [f"  - {note}" for note in self.notes])
 
 
-_ROLES = {
+_ROLES: dict[Role, str] = {
     "record": "keeps the record; its word is final",
     "tier": "replays in front of the record; losing it costs speed, never correctness",
     "own key": "claims a key of its own before the record inside it is asked",
@@ -56,7 +59,7 @@ _ROLES = {
 }
 
 
-def explain(operation: str, parts: Sequence[Part], orphans: Literal["rerun", "refuse", "probe"]) -> Explanation:
+def explain(operation: str, parts: Sequence[Part], orphans: Orphans) -> Explanation:
     """Return what the composition `parts`, outermost first, guarantees."""
     record = parts[-1]
     foreign: Effects
@@ -67,13 +70,20 @@ def explain(operation: str, parts: Sequence[Part], orphans: Literal["rerun", "re
             notes += [_FOREIGN_NOTE]
         case False, "rerun":
             foreign = "at least once"
-            notes = ["an owner that vanished after its effect is run again once its lease is over", _FOREIGN_NOTE]
+            notes = [
+                "an owner that vanished after its effect is run again once its lease is over",
+                _FOREIGN_NOTE,
+            ]
         case False, "refuse":
             foreign = "at most once"
-            notes = ["an owner that vanished leaves an unknown outcome, which repeats get as OutcomeUnknownError"]
+            notes = [
+                "an owner that vanished leaves an unknown outcome, which repeats get as OutcomeUnknownError"
+            ]
         case _:
             foreign = "exactly once by the probe"
-            notes = ["an owner that vanished is judged by the on_orphan probe; it is as right as the probe is"]
+            notes = [
+                "an owner that vanished is judged by the on_orphan probe; it is as right as the probe is"
+            ]
     if record.lossy:
         notes.append(
             f"{record.strategy} keeps this promise while it keeps the key: a failover that loses acknowledged writes, "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import enum
+import functools
 import hashlib
 import pathlib
 import uuid
@@ -57,10 +58,13 @@ KeySource: TypeAlias = Callable[[Arguments], BusinessKey]
 def digest(operation: str, scope: BusinessKey | None, key: BusinessKey) -> bytes:
     """Return the 32 bytes under which ledgers keep the record. No scope differs from every scope."""
     scoped = b"-" if scope is None else framed(b"+", scope.canonical)
-    named = framed(b"s", operation.encode("utf-8", "surrogatepass"))
-    return hashlib.blake2b(
-        named + scoped + framed(b"k", key.canonical), digest_size=32, person=b"idempo-record-1"
-    ).digest()
+    whole = _named(operation) + scoped + framed(b"k", key.canonical)
+    return hashlib.blake2b(whole, digest_size=32, person=b"idempo-record-1").digest()
+
+
+@functools.lru_cache
+def _named(operation: str) -> bytes:
+    return canonical(operation)
 
 
 def key_source(

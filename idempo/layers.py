@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from idempo.contracts import Inner, KeySpec, Ledger, Site, Terms
-from idempo.guarantees import Part
+from idempo.guarantees import Part, Role
 from idempo.protocol import once, tier
 from idempo.records import Call, Done, Record
 from idempo.steps import Steps
@@ -46,7 +46,7 @@ class Leased:
         terms = site.terms
         if site.tier:
             terms = replace(terms, final=False, on_orphan="rerun", unknown_errors=())
-        role = ("own key" if rekey else "tier") if site.tier else "record"
+        role: Role = ("own key" if rekey else "tier") if site.tier else "record"
         return cls(ledger, terms, Part(name, role, lossy=lossy, notes=notes), rekey, required)
 
     def around(self, call: Call, inner: Inner) -> Steps[Done]:

@@ -52,7 +52,7 @@ class KeepAlive(Request):
 
     def blocking(self) -> Beat:
         beat = Beat(self.every, self.renew)
-        _ticker_of(self.ledger).add(beat)
+        _tickers.of(self.ledger).add(beat)
         return beat
 
     async def awaiting(self) -> Beat:
@@ -86,7 +86,6 @@ class _Ticker:
         self._due: list[tuple[float, int, Beat]] = []
         self._order = itertools.count()
         self._thread: threading.Thread | None = None
-        self.pid = os.getpid()
 
     def add(self, beat: Beat) -> None:
         with self._changed:
@@ -120,26 +119,25 @@ class _Ticker:
                 self.add(beat)
 
 
-_tickers: weakref.WeakKeyDictionary[object, _Ticker] = weakref.WeakKeyDictionary()
-_tickers_lock = threading.Lock()
+class _Tickers:
+    """The tickers of this process, by ledger."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew in a forked child: threads do not follow, and the lock may have been held by one of them."""
+        self._lock = threading.Lock()
+        self._of: weakref.WeakKeyDictionary[object, _Ticker] = weakref.WeakKeyDictionary()
+
+    def of(self, ledger: object) -> _Ticker:
+        with self._lock:
+            ticker = self._of.get(ledger)
+            if ticker is None:
+                ticker = self._of[ledger] = _Ticker()
+            return ticker
 
 
-def _ticker_of(ledger: object) -> _Ticker:
-    ticker = _tickers.get(ledger)
-    if ticker is None or ticker.pid != os.getpid():  # threads do not follow into a forked child
-        with _tickers_lock:
-            ticker = _tickers.get(ledger)
-            if ticker is None or ticker.pid != os.getpid():
-                ticker = _tickers[ledger] = _Ticker()
-    return ticker
-
-
-def _forget_tickers() -> None:
-    # The lock may have been held by a thread that does not exist in the child.
-    global _tickers_lock, _tickers
-    _tickers_lock = threading.Lock()
-    _tickers = weakref.WeakKeyDictionary()
-
-
+_tickers = _Tickers()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_tickers)
+    os.register_at_fork(after_in_child=_tickers.forget)

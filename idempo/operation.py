@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from idempo.contracts import Colour, Inner, Layer, Terms
 from idempo.errors import IdempoError, InProgressError
-from idempo.guarantees import Explanation, explain
+from idempo.guarantees import Explanation, Orphans, explain
 from idempo.keys import BusinessKey, digest
 from idempo.records import Call, Done, Outcome, Record
 from idempo.running import refuse_reentrance, running
@@ -37,7 +37,7 @@ class Keying:
     operation: str
     key: Callable[[Arguments], BusinessKey]
     scope: Callable[[Arguments], BusinessKey] | None
-    fingerprint: Callable[[Arguments, bytes], bytes]
+    fingerprint: Callable[[Arguments, bytes], bytes] = field(default=lambda arguments, salt: b"")
 
     def call(self, arguments: Arguments, terms: Terms) -> Call:
         """Evaluate key, scope and fingerprint once. Raises `KeyRefusedError` where one has no stable form."""
@@ -56,17 +56,13 @@ class Keying:
             arguments=arguments,
         )
 
-    def rekeyed(self, key: Callable[[Arguments], BusinessKey]) -> Callable[[Call], Call]:
-        """Return what turns a call into the same call under another key."""
-
-        def rekey(call: Call) -> Call:
-            other = key(call.arguments)
-            scope = None if self.scope is None else self.scope(call.arguments)
-            identity = digest(self.operation, scope, other)
-            fingerprint = self.fingerprint(call.arguments, identity)
-            return replace(call, key=other.text, digest=identity, fingerprint=fingerprint)
-
-        return rekey
+    def rekeyed(self, key: Callable[[Arguments], BusinessKey], call: Call) -> Call:
+        """Return the same call under another key."""
+        other = key(call.arguments)
+        scope = None if self.scope is None else self.scope(call.arguments)
+        identity = digest(self.operation, scope, other)
+        fingerprint = self.fingerprint(call.arguments, identity)
+        return replace(call, key=other.text, digest=identity, fingerprint=fingerprint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +140,8 @@ class Operation:
         return forgotten
 
     def explain(self) -> Explanation:
-        orphans = self.terms.on_orphan if isinstance(self.terms.on_orphan, str) else "probe"
+        on_orphan = self.terms.on_orphan
+        orphans: Orphans = "probe" if callable(on_orphan) else on_orphan
         return explain(self.name, [layer.part for layer in self.layers], orphans)
 
 
@@ -152,7 +149,7 @@ def function_steps(function: Callable[..., Any], signature: inspect.Signature, t
     """Return the innermost steps: run the function, and make a first result of what it returns or raises."""
 
     def steps(call: Call) -> Steps[Done]:
-        arguments = inspect.BoundArguments(signature, dict(call.arguments))  # type: ignore[arg-type]
+        arguments = inspect.BoundArguments(signature, dict(call.arguments))
         with running(call):
             try:
                 value = yield function(*arguments.args, **arguments.kwargs)
@@ -163,5 +160,3 @@ def function_steps(function: Callable[..., Any], signature: inspect.Signature, t
         return first_value(value, call, terms)
 
     return steps
-
-

@@ -16,7 +16,7 @@ from idempo.contracts import Inner, JoinedLedger, Layer, Ledger, Terms, Unit
 from idempo.errors import ConfigurationError, IdempoError
 from idempo.events import tell
 from idempo.leases import KeepAlive
-from idempo.records import MISSING, RERUN, Call, Claimed, Completed, Done, Found, InProgress, Orphan
+from idempo.records import MISSING, RERUN, Answer, Call, Claimed, Completed, Done, Found, InProgress, Orphan
 from idempo.steps import Pause, Shielded, Steps
 from idempo.verdicts import (
     check_arguments,
@@ -198,7 +198,7 @@ def joined(ledger: JoinedLedger, call: Call, terms: Terms, inner: Inner) -> Step
             return replay(unit, call, terms)
         try:
             yield from unit.enter()
-            answer = yield from _ask(_claim_in(unit, call, over, patience.left), call, terms)
+            answer = yield from _ask(_claim_in(unit, call, terms, over, patience.left), call, terms)
             match answer:
                 case Claimed(fence, attempt):
                     mine = replace(call, fence=fence, attempt=attempt, arguments=unit.arguments)
@@ -226,7 +226,7 @@ def joined(ledger: JoinedLedger, call: Call, terms: Terms, inner: Inner) -> Step
         yield waiting
 
 
-def _claim_in(unit: Unit, call: Call, over: int | None, wait: float) -> Steps[Any]:
+def _claim_in(unit: Unit, call: Call, terms: Terms, over: int | None, wait: float) -> Steps[Answer]:
     try:
         return (yield from unit.claim(call, over, wait))
     except Exception as error:
@@ -272,9 +272,7 @@ def tier(ledger: Ledger, call: Call, terms: Terms, inner: Inner, *, required: bo
     lookup = ledger.lookup(call.digest)
     record = yield from (_ask(lookup, call, terms) if required else _attempt(lookup, call, terms))
     if record is not None and record.payload is not None and record.payload.data is not None:
-        first = Completed(
-            record.payload, record.fingerprint, record.fence, record.attempt, record.keep_left
-        )
+        first = Completed(record.payload, record.fingerprint, record.fence, record.attempt, record.keep_left)
         return replay(first, call, terms)
     done = yield from inner(call)
     if done.durable:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 from sqlalchemy import Connection, inspect
 from sqlalchemy.dialects import mysql, postgresql, sqlite
-from sqlalchemy.engine import Dialect as EngineDialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
@@ -50,14 +50,14 @@ def create(connection: Connection, records: Records) -> None:
 
 def ddl(name: str, records: Records) -> str:
     """Return the statements that `create` would send to the database of this dialect name."""
-    dialects: dict[str, EngineDialect] = {
-        "postgresql": postgresql.dialect(),
-        "mysql": mysql.dialect(),
-        "mariadb": mysql.dialect(is_mariadb=True),
-        "sqlite": sqlite.dialect(),
+    dialects: dict[str, Any] = {
+        "postgresql": postgresql.dialect,
+        "mysql": mysql.dialect,
+        "mariadb": functools.partial(mysql.dialect, is_mariadb=True),
+        "sqlite": sqlite.dialect,
     }
-    dialect = dialects[name]
-    statements = [CreateTable(records.table), *(CreateIndex(index) for index in records.table.indexes)]
+    dialect = dialects[name]()
+    statements: list[Any] = [CreateTable(records.table), *map(CreateIndex, records.table.indexes)]
     return "".join(f"{str(statement.compile(dialect=dialect)).strip()};\n" for statement in statements)
 
 

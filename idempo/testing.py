@@ -26,8 +26,9 @@ from typing import Any, ClassVar
 
 import pytest
 
+from idempo.assembly import operation_of
 from idempo.contracts import Colour, Ledger, Strategy
-from idempo.decorator import idempotent, operation_of
+from idempo.decorator import idempotent
 from idempo.errors import (
     FingerprintMismatchError,
     IdempoError,
@@ -38,7 +39,7 @@ from idempo.errors import (
     ResultUnavailableError,
 )
 from idempo.events import Event
-from idempo.records import Answer, Call, Claimed, Completed, InProgress, Orphan, Payload
+from idempo.records import Answer, Call, Claimed, Completed, Done, InProgress, Orphan, Payload, Record
 from idempo.running import current
 from idempo.steps import Pause, Steps, arun, run
 
@@ -133,6 +134,36 @@ class Gate:
         return self._event.wait()
 
 
+def _function(body: Callable[[str, int], Any], colour: Colour, joined: bool) -> Callable[..., Any]:
+    """A function with this body, of this colour, with a parameter `session` where there is something to join."""
+
+    async def awaited(order: str, amount: int) -> Any:
+        result = body(order, amount)
+        return await result if inspect.isawaitable(result) else result
+
+    def plain(order: str, amount: int = 1) -> Any:
+        return body(order, amount)
+
+    def plain_joined(order: str, amount: int = 1, session: Any = None) -> Any:
+        return body(order, amount)
+
+    async def coroutine(order: str, amount: int = 1) -> Any:
+        return await awaited(order, amount)
+
+    async def coroutine_joined(order: str, amount: int = 1, session: Any = None) -> Any:
+        return await awaited(order, amount)
+
+    match colour, joined:
+        case "sync", False:
+            return plain
+        case "sync", True:
+            return plain_joined
+        case _, False:
+            return coroutine
+        case _:
+            return coroutine_joined
+
+
 class PromiseContract:
     """What everybody who decorates a function may rely on, whatever the strategy."""
 
@@ -150,31 +181,8 @@ class PromiseContract:
 
     def decorate(self, body: Callable[[str, int], Any], **options: Any) -> Any:
         """Decorate `body(order, amount)`, which may return an awaitable under async."""
-        options = {"key": "{order}", "using": self.make(), "name": f"contract.{uuid.uuid4()}"} | options
-        operation: Any
-        if self.colour == "sync" and self.joined:
-
-            def operation(order: str, amount: int = 1, session: Any = None) -> Any:
-                return body(order, amount)
-
-        elif self.colour == "sync":
-
-            def operation(order: str, amount: int = 1) -> Any:
-                return body(order, amount)
-
-        elif self.joined:
-
-            async def operation(order: str, amount: int = 1, session: Any = None) -> Any:
-                result = body(order, amount)
-                return await result if inspect.isawaitable(result) else result
-
-        else:
-
-            async def operation(order: str, amount: int = 1) -> Any:
-                result = body(order, amount)
-                return await result if inspect.isawaitable(result) else result
-
-        return idempotent(**options)(operation)
+        terms: Any = {"key": "{order}", "using": self.make(), "name": f"contract.{uuid.uuid4()}"} | options
+        return idempotent(**terms)(_function(body, self.colour, self.joined))
 
     def together(self, calls: Iterable[Callable[[], Any]]) -> Steps[list[Any]]:
         """Call all at once, in threads or tasks; return values and exceptions in order."""
@@ -223,8 +231,13 @@ class PromiseContract:
     @driven
     def test_a_falsy_first_result_is_a_result(self) -> Steps[None]:
         effects = Effects()
-        for value in (None, 0, "", [], False, {}):
-            f = self.decorate(lambda order, amount, value=value: (effects.add(order), value)[1])
+        values: list[Any] = [None, 0, "", [], False, {}]
+
+        def returning(value: Any) -> Callable[[str, int], Any]:
+            return lambda order, amount: (effects.add(order), value)[1]
+
+        for value in values:
+            f = self.decorate(returning(value))
             assert (yield f("A-1")) == value
             again = yield f("A-1")
             assert again == value and type(again) is type(value)
@@ -362,8 +375,9 @@ class PromiseContract:
     def test_a_key_over_4_kib_is_refused_before_anything_runs(self) -> Steps[None]:
         effects = Effects()
         f = self.decorate(lambda order, amount: effects.add(order))
-        for key in ("x" * 5000, "", None, 1.5):
-            error = yield from self.caught(KeyRefusedError, lambda key=key: f(key))
+        keys: list[Any] = ["x" * 5000, "", None, 1.5]
+        for key in keys:
+            error = yield from self.caught(KeyRefusedError, functools.partial(f, key))
             assert error.ran is False
         assert len(effects) == 0
 
@@ -390,7 +404,9 @@ class PromiseContract:
         yield f("A-1")
         first, second = seen
         assert first.key == second.key == "A-1"
-        assert first.downstream_key("stripe") == second.downstream_key("stripe") != first.downstream_key("mail")
+        assert (
+            first.downstream_key("stripe") == second.downstream_key("stripe") != first.downstream_key("mail")
+        )
         assert second.fence > first.fence > 0
         assert first.owner != second.owner
         with pytest.raises(IdempoError):
@@ -421,6 +437,11 @@ class LedgerContract(PromiseContract):
         answer = yield from ledger.claim(call, over)
         assert isinstance(answer, Claimed)
         return replace(call, fence=answer.fence, attempt=answer.attempt)
+
+    def record(self, ledger: Ledger, call: Call) -> Steps[Record]:
+        record = yield from ledger.lookup(call.digest)
+        assert record is not None
+        return record
 
     def key(self) -> str:
         return uuid.uuid4().hex
@@ -484,12 +505,12 @@ class LedgerContract(PromiseContract):
         old = yield from self.claimed(ledger, new_call(key, lease=0.05))
         over = yield from self.orphaned(ledger, old)
         new = yield from self.claimed(ledger, new_call(key), over)
-        before = yield from ledger.lookup(old.digest)
+        before = yield from self.record(ledger, old)
         yield from self._powerless(ledger, old)
-        assert (yield from ledger.lookup(old.digest)).lease_until == before.lease_until
+        assert (yield from self.record(ledger, old)).lease_until == before.lease_until
         assert (yield from ledger.complete(new, Payload("completed", b"new")))
         yield from self._powerless(ledger, old)
-        assert (yield from ledger.lookup(old.digest)).payload == Payload("completed", b"new")
+        assert (yield from self.record(ledger, old)).payload == Payload("completed", b"new")
 
     def _powerless(self, ledger: Ledger, old: Call) -> Steps[None]:
         assert not (yield from ledger.renew(old, 60.0))
@@ -558,13 +579,11 @@ class LedgerContract(PromiseContract):
 
     @driven
     def test_fill_keeps_what_another_ledger_has_recorded(self) -> Steps[None]:
-        from idempo.records import Done
-
         ledger, key = self.ledger(), self.key()
         done = Done("v", None, Payload("completed", b"v"), False, 3, 77, keep_left=60.0, durable=True)
         for _ in range(2):
             yield from ledger.fill(new_call(key), done)
-        record = yield from ledger.lookup(new_call(key).digest)
+        record = yield from self.record(ledger, new_call(key))
         assert (record.payload, record.attempt, record.fence) == (done.payload, 3, 77)
         assert 1 < record.keep_left <= 60
 
@@ -612,7 +631,11 @@ class LedgerContract(PromiseContract):
         assert (yield f.lookup("A-1")).attempt == 1
         outcome = yield f.outcome("A-1")
         assert (outcome.value, outcome.attempt, outcome.replayed) == (2, 2, False)
-        assert [event.kind for event in events if event.kind != "waited"] == ["claimed", "took over", "completed"]
+        assert [event.kind for event in events if event.kind != "waited"] == [
+            "claimed",
+            "took over",
+            "completed",
+        ]
 
     @driven
     def test_fail_closed(self) -> Steps[None]:
@@ -634,7 +657,5 @@ class _Unreachable:
         self._ledger = ledger
 
     def claim(self, call: Call, over: int | None) -> Steps[Answer]:
+        yield from ()
         raise ConnectionError("no route to the store")
-        yield
-
-

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from idempo.connections import Database, on
@@ -23,6 +23,8 @@ from idempo.records import Answer, Call, Claimed, Completed, Done, InProgress, P
 from idempo.schema import create, dialect_of, missing_table
 from idempo.sql import Records
 from idempo.steps import Steps
+
+T = TypeVar("T")
 
 __all__ = ["Joined", "JoinedRecords"]
 
@@ -71,7 +73,7 @@ class JoinedRecords:
                 f"{site.operation}: join={self.join!r} names no parameter of the function; it has "
                 f"{', '.join(site.parameters) or 'none'}"
             )
-        wrong = (Session, Connection) if self.colour == "async" else (AsyncSession, AsyncConnection)
+        wrong = _kinds("sync" if self.colour == "async" else "async")
         for kind in _classes(self.hint):
             if issubclass(kind, wrong):
                 raise ColourMismatchError(
@@ -100,11 +102,12 @@ class JoinedRecords:
         """Read the committed record, outside any transaction of the call."""
         return (yield from self.outside(call, lambda at, c: _completed(at, c, call)))
 
-    def outside(self, call: Call, work: Any) -> Steps[Any]:
+    def outside(self, call: Call, work: Callable[[Dialect, Connection], T]) -> Steps[T]:
         """Do `work` with a connection of its own, or with the caller's where there is no other."""
         given = call.arguments.get(self.join)
         if self.database is None and given is not None:
-            return (yield on(self._holder(given), lambda h: _work(self.records, connection_of(h), work)))
+            found: T = yield on(self._holder(given), lambda h: _work(self.records, connection_of(h), work))
+            return found
         database = self._needed()
         return (yield from database.autocommit(self.colour, lambda c: _work(self.records, c, work)))
 
@@ -119,20 +122,19 @@ class JoinedRecords:
     def _holder(self, given: Any) -> Any:
         """The session or connection of the right colour behind what the caller passed."""
         holder = given() if hasattr(given, "registry") else given  # a scoped_session
-        right = (AsyncSession, AsyncConnection) if self.colour == "async" else (Session, Connection)
-        if not isinstance(holder, right):
-            names = " or ".join(kind.__name__ for kind in right)
+        if not isinstance(holder, _kinds(self.colour)):
+            names = "Session or Connection" if self.colour == "sync" else "AsyncSession or AsyncConnection"
             raise ColourMismatchError(f"{self.join} must be a {names} here, not a {type(holder).__name__}")
         return holder
 
     def _open(self, database: Database) -> Any:
         engine: Any = database.engine(self.colour)
-        if any(issubclass(kind, Connection | AsyncConnection) for kind in _classes(self.hint)):
+        session, connection = _kinds(self.colour)
+        if any(issubclass(kind, connection) for kind in _classes(self.hint)):
             return engine.connect()
         if database.sessions is not None:
             return database.sessions()
-        kind = AsyncSession if self.colour == "async" else Session
-        return kind(engine, expire_on_commit=False)
+        return session(engine, expire_on_commit=False)
 
     def _hold_place(self, holder: Any, call: Call) -> Steps[None]:
         """Commit a placeholder on a connection of its own, where the database needs one to be locked.
@@ -285,8 +287,10 @@ def _beside(engine: Engine, colour: Colour) -> Database:
     side = _beside_engines.get(engine)
     if side is None:
         pool = engine.pool.recreate()
-        made: Engine | AsyncEngine
+        made: Any
         if colour == "async":
+            from sqlalchemy.ext.asyncio import create_async_engine
+
             made = create_async_engine(engine.url, pool=pool)
         else:
             made = create_engine(engine.url, pool=pool)
@@ -332,7 +336,7 @@ def conflicting(call: Call) -> InProgressError:
     )
 
 
-def _work(records: Records, connection: Connection, work: Any) -> Any:
+def _work(records: Records, connection: Connection, work: Callable[[Dialect, Connection], T]) -> T:
     dialect = dialect_of(connection, records)
     try:
         return work(dialect, connection)
@@ -357,6 +361,14 @@ def _known(at: Dialect, connection: Connection, call: Call) -> Completed | None:
         at.hold_place(connection, call)
     answer = row.answer(call, None)
     return answer if isinstance(answer, Completed) else None
+
+
+def _kinds(colour: Colour) -> tuple[type, ...]:
+    """The session and the connection of a colour; none for async where nobody has imported SQLAlchemy's asyncio."""
+    if colour == "sync":
+        return Session, Connection
+    module = sys.modules.get("sqlalchemy.ext.asyncio")
+    return () if module is None else (module.AsyncSession, module.AsyncConnection)
 
 
 def _classes(hint: Any) -> list[type]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from idempo.codec import UnstorableError, decode_error, encode_error
-
 from idempo import keys
+from idempo.codec import UnstorableError, decode_error, encode_error
 from idempo.contracts import Terms
 from idempo.errors import (
     FingerprintMismatchError,
@@ -58,9 +57,7 @@ def first_error(error: BaseException, call: Call, terms: Terms) -> Done:
 
 
 def _done(value: Any, error: BaseException | None, payload: Payload, call: Call, terms: Terms) -> Done:
-    return Done(
-        value, error, payload, False, call.attempt, call.fence, keep_left=terms.keep, durable=True
-    )
+    return Done(value, error, payload, False, call.attempt, call.fence, keep_left=terms.keep, durable=True)
 
 
 def replay(answer: Completed, call: Call, terms: Terms) -> Done:
@@ -161,7 +158,9 @@ def unknown(call: Call, terms: Terms, why: str, result: object = MISSING) -> Out
 
 def unwritten(call: Call, terms: Terms, result: object) -> OutcomeUnknownError:
     """The error for a completion that could not be written."""
-    return unknown(call, terms, "the function ran, but its completion could not be written to the ledger", result)
+    return unknown(
+        call, terms, "the function ran, but its completion could not be written to the ledger", result
+    )
 
 
 def lost(call: Call, terms: Terms, result: object, stored: object) -> LeaseLostError:

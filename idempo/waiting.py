@@ -44,7 +44,9 @@ def wait_policy(wait: Wait, *, lease: float) -> WaitPolicy:
         case timedelta():
             seconds = wait.total_seconds()
         case bool():
-            raise ConfigurationError("wait= takes seconds, a timedelta or a tenacity (wait, stop) pair, not a bool")
+            raise ConfigurationError(
+                "wait= takes seconds, a timedelta or a tenacity (wait, stop) pair, not a bool"
+            )
         case int() | float():
             seconds = float(wait)
         case _:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from idempo.contracts import KeySpec, Layer, Site
 from idempo.layers import Leased
@@ -54,6 +55,7 @@ class Memory:
         return Leased.at(site, self, "Memory", key=self._key, notes=("lives and dies with this process",))
 
     def claim(self, call: Call, over: int | None) -> Steps[Answer]:
+        yield from ()  # nothing to wait for
         with self._one_at_a_time:
             now = self._clock()
             row = self._rows.get(call.digest)
@@ -71,9 +73,9 @@ class Memory:
                 kept, call.owner, self._fence, attempt, now + call.lease, now, keep_until
             )
             return Claimed(self._fence, attempt)
-        yield  # a generator, like every ledger, though it waits for nothing
 
     def complete(self, call: Call, payload: Payload) -> Steps[bool]:
+        yield from ()  # nothing to wait for
         with self._one_at_a_time:
             row = self._owned(call)
             if row is None:
@@ -81,11 +83,13 @@ class Memory:
             if row.payload is None:
                 now = self._clock()
                 keep_until = now + call.keep
-                self._rows[call.digest] = replace(row, payload=payload, completed_at=now, keep_until=keep_until)
+                self._rows[call.digest] = replace(
+                    row, payload=payload, completed_at=now, keep_until=keep_until
+                )
             return True
-        yield
 
     def release(self, call: Call) -> Steps[bool]:
+        yield from ()  # nothing to wait for
         with self._one_at_a_time:
             row = self._owned(call)
             if row is None or row.payload is not None:
@@ -93,28 +97,30 @@ class Memory:
             # The row stays for its count of attempts; without an owner it is free.
             self._rows[call.digest] = replace(row, owner=b"")
             return True
-        yield
 
     def renew(self, call: Call, lease: float) -> Steps[bool]:
+        yield from ()  # nothing to wait for
         with self._one_at_a_time:
             row = self._owned(call)
             if row is None or row.payload is not None:
                 return False
             until = self._clock() + lease
-            self._rows[call.digest] = replace(row, lease_until=until, keep_until=max(row.keep_until, until + call.keep))
+            self._rows[call.digest] = replace(
+                row, lease_until=until, keep_until=max(row.keep_until, until + call.keep)
+            )
             return True
-        yield
 
     def lookup(self, digest: bytes) -> Steps[Record | None]:
+        yield from ()  # nothing to wait for
         with self._one_at_a_time:
             now = self._clock()
             row = self._rows.get(digest)
             if row is None or row.keep_until <= now or not row.owner:
                 return None
             return _record(row, now)
-        yield
 
     def forget(self, digest: bytes) -> Steps[bool]:
+        yield from ()  # nothing to wait for
         with self._one_at_a_time:
             row = self._rows.get(digest)
             now = self._clock()
@@ -124,18 +130,25 @@ class Memory:
                 return False
             del self._rows[digest]
             return True
-        yield
 
     def fill(self, call: Call, done: Done) -> Steps[None]:
+        yield from ()  # nothing to wait for
         with self._one_at_a_time:
             now = self._clock()
             until = now + done.keep_left
             kept = replace(call, arguments={})
             self._rows[call.digest] = _Row(
-                kept, call.owner, done.fence, done.attempt, now, now, until, completed_at=now, payload=done.payload
+                kept,
+                call.owner,
+                done.fence,
+                done.attempt,
+                now,
+                now,
+                until,
+                completed_at=now,
+                payload=done.payload,
             )
             return None
-        yield
 
     def _owned(self, call: Call) -> _Row | None:
         row = self._rows.get(call.digest)
@@ -167,16 +180,13 @@ def _judge(row: _Row | None, call: Call, over: int | None, now: float) -> Answer
 
 def _record(row: _Row, now: float) -> Record:
     call = row.call
-    if row.payload is not None:
-        state = row.payload.state
-    else:
-        state = "running" if row.lease_until > now else "orphan"
+    live: Literal["running", "orphan"] = "running" if row.lease_until > now else "orphan"
     return Record(
         call.digest,
         call.operation,
         call.scope,
         call.key,
-        state,
+        live if row.payload is None else row.payload.state,
         row.attempt,
         row.fence,
         call.fingerprint,

@@ -118,7 +118,8 @@ return redis.call('DEL', KEYS[1])
 """
 )
 
-# ARGV: owner, state, result or "", "1" if there is a result, keep (ms), fence, attempt, fingerprint, operation, scope, key
+# ARGV: owner, state, result or "", "1" if there is a result, keep (ms), fence, attempt, fingerprint,
+#       operation, scope, key
 _FILL = (
     _HEAD
     + """
@@ -213,7 +214,9 @@ class RedisLedger:
         return bool((yield from self._script(_RELEASE, call.digest, call.owner)))
 
     def renew(self, call: Call, lease: float) -> Steps[bool]:
-        return bool((yield from self._script(_RENEW, call.digest, call.owner, _us(lease), _ms(lease + call.keep))))
+        return bool(
+            (yield from self._script(_RENEW, call.digest, call.owner, _us(lease), _ms(lease + call.keep)))
+        )
 
     def lookup(self, digest: bytes) -> Steps[Record | None]:
         now, keep_left, fields = yield from self._script(_LOOKUP, digest)
@@ -260,10 +263,13 @@ class RedisLedger:
     def _script(self, script: str, digest: bytes, *arguments: Any) -> Steps[Any]:
         """One request. A server that does not know the script yet is sent its text."""
         client = self.clients.client(self.colour)
+        yield from self.clients.ready(client)
         name = self.prefix + digest.hex().encode()
         try:
             # Results are bytes, whatever decode_responses says of the user's client.
-            return (yield client.execute_command("EVALSHA", _SHA[script], 1, name, *arguments, NEVER_DECODE=True))
+            return (
+                yield client.execute_command("EVALSHA", _SHA[script], 1, name, *arguments, NEVER_DECODE=True)
+            )
         except NoScriptError:
             return (yield client.execute_command("EVAL", script, 1, name, *arguments, NEVER_DECODE=True))
 
@@ -301,6 +307,7 @@ class _Clients:
         self._pid = os.getpid()
         self._made: Any = None
         self._made_in_loop: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self._finding: weakref.WeakKeyDictionary[Any, asyncio.Future[Any]] = weakref.WeakKeyDictionary()
         if self._url:
             scheme = self._url.partition("://")[0]
             if scheme not in ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster"):
@@ -308,12 +315,16 @@ class _Clients:
                     "RedisCache takes a URL that starts with redis://, rediss://, unix:// or redis+cluster://"
                 )
         elif not callable(getattr(source, "execute_command", None)):
-            raise ConfigurationError(f"RedisCache takes a URL or a client of redis-py, not {type(source).__name__}")
+            raise ConfigurationError(
+                f"RedisCache takes a URL or a client of redis-py, not {type(source).__name__}"
+            )
 
     def check(self, colour: Colour, operation: str) -> None:
         if self._given is None:
             return
-        given = "async" if isinstance(self._given, redis.asyncio.Redis | redis.asyncio.RedisCluster) else "sync"
+        given = (
+            "async" if isinstance(self._given, redis.asyncio.Redis | redis.asyncio.RedisCluster) else "sync"
+        )
         if given != colour:
             wanted = "redis.asyncio.Redis" if colour == "async" else "redis.Redis"
             raise ColourMismatchError(
@@ -338,6 +349,16 @@ class _Clients:
                 if self._made is None:
                     self._made = self._make(redis)
         return self._made
+
+    def ready(self, client: Any) -> Steps[None]:
+        """Let one task find out about the nodes of a Cluster: redis-py's async client mixes up several that do."""
+        if not isinstance(client, redis.asyncio.RedisCluster):
+            return
+        finding = self._finding.get(client)
+        if finding is None or (finding.done() and (finding.cancelled() or finding.exception())):
+            finding = self._finding[client] = asyncio.ensure_future(client.initialize())
+        if not finding.done():
+            yield asyncio.shield(finding)
 
     def _make(self, module: Any) -> Any:
         kind = module.RedisCluster if "+cluster" in self._url.partition("://")[0] else module.Redis

@@ -76,9 +76,9 @@ class UniqueInsert:
             hint = site.hints.get(self._join)
             ledger = JoinedRecords(self.records, self._database, self._join, site.colour, hint, marks)
             return Joined.at(site, ledger)
-        assert self._database is not None
-        self._database.check(site.colour, site.operation)
-        store = SqlLedger(self.records, self._database, site.colour)
+        database = self._needed()
+        database.check(site.colour, site.operation)
+        store = SqlLedger(self.records, database, site.colour)
         return Leased.at(site, store, "UniqueInsert", key=self._key, required=self._required)
 
     def create_schema(self) -> Any:
@@ -149,11 +149,17 @@ class SqlLedger:
 
     def _do(self, work: Callable[[Dialect, Connection], T]) -> Steps[T]:
         try:
-            return (yield from self.database.autocommit(self.colour, lambda c: work(dialect_of(c, self.records), c)))
+            return (
+                yield from self.database.autocommit(
+                    self.colour, lambda c: work(dialect_of(c, self.records), c)
+                )
+            )
         except Exception as error:
             if not is_missing_table(error):
                 raise
             if self.database.dialect != "sqlite":
                 raise missing_table(self.records, self.database.dialect) from error
         yield from self.database.autocommit(self.colour, lambda c: create(c, self.records))
-        return (yield from self.database.autocommit(self.colour, lambda c: work(dialect_of(c, self.records), c)))
+        return (
+            yield from self.database.autocommit(self.colour, lambda c: work(dialect_of(c, self.records), c))
+        )

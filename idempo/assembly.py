@@ -1,0 +1,181 @@
+"""From a function, its key and its strategies to an `Operation`: what is found out while decorating."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from idempo.contracts import Colour, KeySpec, Layer, Site, Strategy, Terms
+from idempo.errors import CompositionError, ConfigurationError
+from idempo.keys import fingerprint_source, key_source
+from idempo.operation import Keying, Operation, function_steps
+from idempo.protocol import compose
+from idempo.records import Call
+
+__all__ = ["Subject", "assemble", "operation_of"]
+
+logger = logging.getLogger("idempo")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A function about to be decorated."""
+
+    function: Callable[..., Any]
+    operation: str
+    colour: Colour
+    signature: inspect.Signature
+    hints: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, function: Any, name: str | None, names: Mapping[str, Any]) -> Subject:
+        """Look at `function`. Raises `ConfigurationError` for what cannot be decorated."""
+        colour = _colour(function)
+        return cls(
+            function,
+            _operation_name(function, name),
+            colour,
+            inspect.signature(function),
+            _hints(function, names),
+        )
+
+
+def assemble(
+    subject: Subject,
+    terms: Terms,
+    using: Strategy | Sequence[Strategy] | None,
+    *,
+    key: KeySpec,
+    scope: KeySpec | None,
+    fingerprint: Any,
+) -> Operation:
+    """Put the strategies in front of the function. Raises `ConfigurationError` where they do not fit."""
+    parameters = tuple(subject.signature.parameters)
+    source = functools.partial(key_source, parameters=parameters, operation=subject.operation)
+    keying = Keying(
+        subject.operation, source(key, what="key"), None if scope is None else source(scope, what="scope")
+    )
+    site = Site(
+        operation=subject.operation,
+        colour=subject.colour,
+        parameters=parameters,
+        hints=subject.hints,
+        terms=terms,
+        tier=False,
+        # What the strategies fill in is no part of the fingerprint, so that one is known only after all are bound.
+        rekeyed=lambda spec: functools.partial(_rekey, source(spec, what="key"), lambda: operation),
+    )
+    layers = _bind(using, site)
+    injects = frozenset[str]().union(*(layer.injects for layer in layers))
+    exclude = {"self", "cls", *injects}
+    fingerprints = fingerprint_source(fingerprint, parameters, exclude=exclude, operation=subject.operation)
+    operation = Operation(
+        name=subject.operation,
+        function=subject.function,
+        signature=subject.signature,
+        colour=subject.colour,
+        keying=replace(keying, fingerprint=fingerprints),
+        terms=terms,
+        layers=layers,
+        inner=compose(layers, function_steps(subject.function, subject.signature, terms)),
+        injects=injects,
+    )
+    return operation
+
+
+def _rekey(key: Callable[..., Any], operation: Callable[[], Operation], call: Call) -> Call:
+    return operation().keying.rekeyed(key, call)
+
+
+def operation_of(decorated: Any) -> Operation:
+    """Return the operation behind a decorated function."""
+    return cast(Operation, decorated.__idempo__)
+
+
+def _bind(using: Strategy | Sequence[Strategy] | None, site: Site) -> tuple[Layer, ...]:
+    if using is None:
+        from idempo.embedded import embedded
+
+        strategies: tuple[Strategy, ...] = (embedded(),)
+    elif isinstance(using, Sequence):
+        strategies = tuple(using)
+    else:
+        strategies = (using,)
+    if not strategies:
+        raise CompositionError(
+            f"{site.operation}: using=[] names no strategy; leave it out for the embedded default"
+        )
+    for strategy in strategies:
+        if not callable(getattr(strategy, "bind", None)):
+            raise CompositionError(
+                f"{site.operation}: using= takes strategies such as UniqueInsert(...), not {type(strategy).__name__}"
+            )
+    if len({id(strategy) for strategy in strategies}) < len(strategies):
+        raise CompositionError(f"{site.operation}: using= names the same strategy object twice")
+    outer = tuple(strategy.bind(replace(site, tier=True)) for strategy in strategies[:-1])
+    return (*outer, strategies[-1].bind(site))
+
+
+def _colour(function: Any) -> Colour:
+    if not callable(function):
+        raise ConfigurationError(
+            f"@idempotent decorates functions, not {type(function).__name__}; on a property decorate the method below"
+        )
+    inside = inspect.unwrap(function)
+    while isinstance(inside, functools.partial):
+        inside = inside.func
+    if not inspect.isroutine(inside) and not inspect.isclass(inside):
+        inside = inside.__call__
+    if inspect.isgeneratorfunction(inside) or inspect.isasyncgenfunction(inside):
+        raise ConfigurationError(
+            f"{_name_of(function)} is a generator: what it yields cannot be replayed; return a list instead"
+        )
+    if inspect.isclass(inside):
+        raise ConfigurationError(
+            f"{_name_of(function)} is a class; decorate a function that makes the instance"
+        )
+    return "async" if inspect.iscoroutinefunction(inside) or inspect.iscoroutinefunction(function) else "sync"
+
+
+def _name_of(function: Any) -> str:
+    module = getattr(function, "__module__", None) or "?"
+    return f"{module}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+def _operation_name(function: Any, name: str | None) -> str:
+    operation = _name_of(function) if name is None else name
+    if not operation or len(operation) > 255:
+        raise ConfigurationError(
+            f"name={operation[:300]!r}: the name of an operation has 1 to 255 characters"
+        )
+    earlier = getattr(function, "__idempo__", None)
+    if isinstance(earlier, Operation) and earlier.name == operation:
+        raise CompositionError(
+            f"{operation} is decorated twice under one name, so every call would wait for itself; put the strategies "
+            "into one using=[...], or give one of them a name="
+        )
+    return operation
+
+
+def _hints(function: Any, names: Mapping[str, Any]) -> dict[str, Any]:
+    """The annotations, resolved as far as they can be: a name that exists only for type checkers is left out."""
+    try:
+        return typing.get_type_hints(function, localns=dict(names), include_extras=True)
+    except Exception:
+        hints = {}
+        annotated = inspect.unwrap(function)
+        for parameter, annotation in getattr(annotated, "__annotations__", {}).items():
+            try:
+                holder = type("Holder", (), {"__annotations__": {parameter: annotation}})
+                scope = {**getattr(annotated, "__globals__", {}), **names}
+                hints.update(
+                    typing.get_type_hints(holder, globalns=scope, localns=scope, include_extras=True)
+                )
+            except Exception as error:
+                logger.debug("%s: the annotation of %s is not resolved: %r", function, parameter, error)
+        return hints
