@@ -1,0 +1,267 @@
+"""The commands of `idempo`. Needs the extra `cli`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from idempo.errors import ConfigurationError, IdempoError
+from idempo.inspection import Inspection, Wanted, inspect, result_of, without_password
+from idempo.records import Record
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="idempo",
+    help="Look after the records of idempo, and see it at work.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Url = Annotated[
+    str,
+    typer.Argument(
+        metavar="URL",
+        help="postgresql+psycopg://, mysql+pymysql://, sqlite:/// or redis://",
+        show_default=False,
+    ),
+]
+TableName = Annotated[str, typer.Option("--table", help="The records table of a SQL database.")]
+Prefix = Annotated[str, typer.Option(help="The start of the names of keys in a Redis.")]
+Operation = Annotated[str | None, typer.Option(help="Only records of this operation.")]
+StateName = Annotated[
+    Literal["running", "orphan", "completed", "failed"] | None,
+    typer.Option(help="Only records in this state."),
+]
+Limit = Annotated[int, typer.Option(min=1, max=10_000, help="Print no more records than that.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else.")]
+WithResult = Annotated[
+    bool, typer.Option("--result", help="Print the stored result too, where it can be read.")
+]
+
+_SHOWN = 100  # records of one key: scopes and operations
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit code. An error is one line on stderr."""
+    try:
+        app(list(arguments), prog_name="idempo")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1 if end.code else 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not _expected(error):
+            raise
+        print(_line(error), file=sys.stderr)
+        return 1
+    return 0
+
+
+def _expected(error: BaseException) -> bool:
+    """True for what goes wrong outside: stores, files, arguments. Anything else is a bug, and shows where it is."""
+    from idempo.demo.workers import WorkersError
+
+    root = type(error).__module__.partition(".")[0]
+    return isinstance(error, IdempoError | OSError | WorkersError) or root in ("sqlalchemy", "redis")
+
+
+def _line(error: BaseException) -> str:
+    """One line: the type and what it says, without statements, parameters and passwords."""
+    said = getattr(error, "orig", None) or error
+    text = " ".join(str(said).split())
+    return without_password(f"{type(error).__name__}: {text}")
+
+
+@contextmanager
+def _store(url: str, table: str, prefix: str) -> Iterator[Inspection]:
+    store = inspect(url, table=table, prefix=prefix)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+# ---------------------------------------------------------------------------------------- commands
+
+
+@app.command()
+def demo(
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--input", metavar="FILE", help="Payment callbacks as JSON lines; - for stdin. Default: a sample."
+        ),
+    ] = None,
+    url: Annotated[
+        str | None, typer.Option(help="The store. Default: a SQLite file that is removed afterwards.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes that handle callbacks.")] = 4,
+    kills: Annotated[int, typer.Option(min=0, max=1000, help="How many of them to kill on the way.")] = 7,
+    seed: Annotated[int, typer.Option(help="Which of them, and when.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Handle payment callbacks in several processes, kill some, and reconcile the ledger.
+
+    A line is {"payment_no": "P-1", "event_id": "E-1", "amount": "12.34", "status": "paid"}, all of them strings. A
+    payment number that comes again with the same amount is replayed; with another amount it is refused: the first one
+    that is accepted holds. Lines that are no such callback, or whose status is not "paid", are malformed: they are
+    reported by number and skipped. Blank lines do not count.
+
+    Always: received = malformed + executed + replayed + refused. `executed` counts the new entries in the ledger, so
+    a second run on the same store executes nothing. The ledger is the table, or the Redis hash, idempo_demo_ledger.
+    The exit code is 0 only if the ledger agrees with the input.
+    """
+    from idempo.demo.run import run_demo
+    from idempo.demo.screen import as_json as encoded
+    from idempo.demo.screen import summary
+
+    if source not in (None, "-") and not Path(str(source)).is_file():
+        raise typer.BadParameter(f"there is no file {source}", param_hint="--input")
+    report = run_demo(source, url, workers=workers, kills=kills, seed=seed)
+    if as_json:
+        print(encoded(report))
+        for problem in report.problems[:100]:
+            print(problem, file=sys.stderr)
+    else:
+        summary(report)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@app.command()
+def init(
+    url: Url,
+    ddl: Annotated[bool, typer.Option("--ddl", "--dry-run", help="Only print the statements.")] = False,
+    table: TableName = "idempo_records",
+) -> None:
+    """Create the records table where it is missing, and print its statements."""
+    with _store(url, table, "idempo:") as store:
+        statements = store.schema()
+        if not statements:
+            print("nothing to create: Redis keeps each record under a key of its own", file=sys.stderr)
+            return
+        if not ddl:
+            store.create()
+        print(statements, end="")
+        if not ddl:
+            print(f"the table {table} is there", file=sys.stderr)
+
+
+@app.command("list")
+def list_records(
+    url: Url,
+    operation: Operation = None,
+    state: StateName = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+    with_result: WithResult = False,
+    table: TableName = "idempo_records",
+    prefix: Prefix = "idempo:",
+) -> None:
+    """List records within their retention, those that are kept longest first (Redis: in no order)."""
+    with _store(url, table, prefix) as store:
+        records = store.records(Wanted(limit, operation, state))
+    if as_json:
+        print(json.dumps([_described(record, with_result) for record in records], indent=2))
+        return
+    shown = Table("operation", "scope", "key", "state", "attempt", "created", "keep left", box=None)
+    if with_result:
+        shown.add_column("result")
+    for record in records:
+        described = _described(record, with_result)
+        cells = [record.operation, record.scope, record.key, record.state, str(record.attempt)]
+        cells += [described["created"], f"{record.keep_left:.0f} s"]
+        shown.add_row(*(_cell(cell) for cell in [*cells, *([described["result"]] if with_result else [])]))
+    if records:
+        Console(markup=False, highlight=False, soft_wrap=True).print(shown)
+    limited = ", and there may be more: --limit" if len(records) == limit else ""
+    print(f"{len(records)} record{'' if len(records) == 1 else 's'}{limited}", file=sys.stderr)
+
+
+@app.command()
+def show(
+    url: Url,
+    key: Annotated[str, typer.Argument(help="The business key as people read it.", show_default=False)],
+    operation: Operation = None,
+    as_json: AsJson = False,
+    with_result: WithResult = False,
+    table: TableName = "idempo_records",
+    prefix: Prefix = "idempo:",
+) -> None:
+    """Show all records of one business key. Fails if there is none."""
+    with _store(url, table, prefix) as store:
+        records = store.records(Wanted(_SHOWN, operation, key=key))
+    if as_json:
+        print(json.dumps([_described(record, with_result) for record in records], indent=2))
+    for number, record in enumerate([] if as_json else records):
+        print("\n" * bool(number), end="")
+        for name, value in _described(record, with_result).items():
+            print(f"{name.replace('_', ' '):12} {_cell(value)}")
+    if not records:
+        print(f"there is no record of the key {key!r}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+@app.command()
+def purge(
+    url: Url,
+    batch: Annotated[int, typer.Option(min=1, max=100_000, help="Records per transaction.")] = 1000,
+    table: TableName = "idempo_records",
+) -> None:
+    """Delete all records whose retention is over, in batches, and say how many."""
+    with _store(url, table, "idempo:") as store:
+        if not store.schema():
+            print("nothing to purge: Redis lets records expire by itself", file=sys.stderr)
+            return
+        total = 0
+        while deleted := store.purge(batch):
+            total += deleted
+    print(f"purged {total} record{'' if total == 1 else 's'}")
+
+
+# ---------------------------------------------------------------------------------------- how a record is told
+
+
+def _described(record: Record, with_result: bool) -> dict[str, Any]:
+    now = record.keep_until - record.keep_left
+    claimed = record.state in ("running", "orphan") and record.lease_until is not None
+    described = {
+        "operation": record.operation,
+        "scope": record.scope,
+        "key": record.key,
+        "state": record.state,
+        "attempt": record.attempt,
+        "fence": record.fence,
+        "created": _time(record.created_at),
+        "completed": None if record.completed_at is None else _time(record.completed_at),
+        "lease_left": max(0.0, round((record.lease_until or now) - now, 3)) if claimed else None,
+        "keep_until": _time(record.keep_until),
+        "keep_left": round(record.keep_left, 3),
+        "digest": record.digest.hex(),
+    }
+    return {**described, "result": result_of(record)} if with_result else described
+
+
+def _time(seconds: float) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError) as error:
+        raise ConfigurationError(f"the store has a time that is none: {seconds}") from error
+
+
+def _cell(value: object) -> str:
+    """A value on one line: nothing that a terminal would take for a command."""
+    text = "-" if value is None else str(value)
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
