@@ -99,7 +99,27 @@ EQUAL: list[list[Any]] = [
     [PureWindowsPath("A\\b"), PureWindowsPath("a/B")],
 ]
 DIFFERENT: list[Any] = [
-    *[None, True, False, 0, 1, -1, 10, 2**64, "", "1", "a", "True", "None", "\ud800", b"", b"1", b"a"],
+    *[
+        None,
+        True,
+        False,
+        0,
+        1,
+        -1,
+        10,
+        2**64,
+        "",
+        "1",
+        "a",
+        "True",
+        "None",
+        "\ud800",
+        "\udfff",
+        "?",
+        b"",
+        b"1",
+        b"a",
+    ],
     *[
         Decimal(0),
         Decimal(1),
