@@ -1,0 +1,1 @@
+"""Every trap that real stores set, on real stores."""
