@@ -6,7 +6,7 @@ Each method is a plain function of a connection. Where a database has a better w
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from idempo.records import Answer, Call, Claimed, Done, InProgress, Payload, Record
-from idempo.sql import COLUMNS, MICROSECONDS, Records, Row, filled, identity
+from idempo.sql import COLUMNS, MICROSECONDS, Records, Row, completion, filled, identity
 
 __all__ = ["Dialect", "is_conflict", "is_disconnect", "is_missing_table"]
 
@@ -27,6 +27,12 @@ RACES = 50
 FREE = (
     "(r.keep_until <= {now} OR r.state = 'released' "
     "OR (r.state = 'running' AND r.lease_until <= {now} AND r.fence = :over))"
+)
+
+
+COMPLETE = (
+    "UPDATE {table} SET state = :state, result = :result, completed_at = {clock}, keep_until = {clock} + :keep "
+    "WHERE digest = :digest AND owner = :owner AND state IN ('running', :state)"
 )
 
 
@@ -99,18 +105,7 @@ class Dialect:
         return mine if self.records.change(connection, sql, self.clock, values) == 1 else None
 
     def complete(self, connection: Connection, call: Call, payload: Payload) -> bool:
-        sql = (
-            "UPDATE {table} SET state = :state, result = :result, completed_at = {clock}, keep_until = {clock} + :keep "
-            "WHERE digest = :digest AND owner = :owner AND state IN ('running', :state)"
-        )
-        values = {
-            "digest": call.digest,
-            "owner": call.owner,
-            "state": payload.state,
-            "result": payload.data,
-            "keep": int(call.keep * MICROSECONDS),
-        }
-        return self.records.change(connection, sql, self.clock, values) == 1
+        return self.records.change(connection, COMPLETE, self.clock, completion(call, payload)) == 1
 
     def release(self, connection: Connection, call: Call) -> bool:
         # The row stays: its count of attempts and its fence go on.
@@ -184,8 +179,33 @@ class Dialect:
     def begin(self, connection: Connection, wait: float) -> None:
         """Begin what must be begun by hand."""
 
-    def claim_joined(self, connection: Connection, call: Call, over: int | None, wait: float) -> Answer:
+    def claim_joined(
+        self, connection: Connection, call: Call, over: int | None, wait: float, savepoint: str
+    ) -> Answer:
+        """Claim in the transaction of `connection`, behind a savepoint if one is named."""
+        self.begin(connection, wait)
+        if savepoint:
+            connection.exec_driver_sql(f"SAVEPOINT {savepoint}")
+        return self.lock_and_claim(connection, call, over, wait)
+
+    def lock_and_claim(self, connection: Connection, call: Call, over: int | None, wait: float) -> Answer:
         return self.claim(connection, call, over)
+
+    def complete_joined(self, connection: Connection, call: Call, payload: Payload, savepoint: str) -> bool:
+        """Record the first result in the transaction, and let go of the savepoint."""
+        kept = self.complete(connection, call, payload)
+        if kept and savepoint:
+            connection.exec_driver_sql(f"RELEASE SAVEPOINT {savepoint}")
+        return kept
+
+    def complete_and_commit(
+        self, connection: Connection, call: Call, payload: Payload, commit: Callable[[], None]
+    ) -> bool:
+        """Record the first result, and commit. False, and no commit, if the claim is gone."""
+        kept = self.complete(connection, call, payload)
+        if kept:
+            commit()
+        return kept
 
     def is_busy(self, error: BaseException) -> bool:
         """True if `error` says that the bounded wait is over."""
@@ -231,7 +251,7 @@ def is_disconnect(error: BaseException) -> bool:
     """True if the connection was lost, so that nobody knows what became of the statement."""
     if isinstance(error, DBAPIError):
         return error.connection_invalidated or (codes(error)[0] or "08006").startswith(("08", "57P"))
-    return not codes(error)[0]
+    return type(error).__name__ in ("OperationalError", "InterfaceError") and not codes(error)[0]
 
 
 def is_missing_table(error: BaseException) -> bool:

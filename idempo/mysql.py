@@ -29,7 +29,7 @@ class MySQL(Dialect):
     clock = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6))"
     placeholder = True
 
-    def claim_joined(self, connection: Connection, call: Call, over: int | None, wait: float) -> Answer:
+    def lock_and_claim(self, connection: Connection, call: Call, over: int | None, wait: float) -> Answer:
         sql = (
             f"SELECT {{clock}}, {ALL} FROM {{table}} AS r WHERE r.digest = :digest FOR UPDATE"
             f"{self.lock_clause(wait)}"

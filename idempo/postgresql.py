@@ -6,15 +6,18 @@ Sources: PostgreSQL manual, "INSERT" (ON CONFLICT), "WITH Queries", and "Client 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
 
 from sqlalchemy import Connection
 
-from idempo.dialects import ALL, FREE, RACES, TIMES, WRITTEN, Dialect, accepted, codes
-from idempo.records import Answer, Call, InProgress
-from idempo.sql import identity
+from idempo.dialects import ALL, COMPLETE, FREE, RACES, TIMES, WRITTEN, Dialect, accepted, codes
+from idempo.records import Answer, Call, InProgress, Payload
+from idempo.roundtrip import Statement, can_send_together, together
+from idempo.sql import completion, identity, row_of
 
 __all__ = ["PostgreSQL"]
+
+_DIVISION_BY_ZERO = "22012"
 
 
 class PostgreSQL(Dialect):
@@ -48,22 +51,53 @@ class PostgreSQL(Dialect):
         ", current_setting('lock_timeout') AS before, set_config('lock_timeout', :wait, true) AS during",
     ).replace("{restore}", ", set_config('lock_timeout', now.before, true)")
 
+    # The commit is sent without waiting for the completion: if our claim is gone, this must fail and take it along.
+    _complete_or_fail = f"WITH kept AS ({COMPLETE} RETURNING 1) SELECT 1 / count(*) FROM kept"
+
     def claim(self, connection: Connection, call: Call, over: int | None) -> Answer:
-        return self._ask(connection, self._leased, identity(call) | {"over": accepted(over)}, call, over)
-
-    def claim_joined(self, connection: Connection, call: Call, over: int | None, wait: float) -> Answer:
-        milliseconds = str(max(1, math.ceil(wait * 1000)))  # 0 would mean no bound at all
-        values = identity(call) | {"over": accepted(over), "wait": milliseconds}
-        return self._ask(connection, self._joined, values, call, over)
-
-    def _ask(
-        self, connection: Connection, sql: str, values: dict[str, Any], call: Call, over: int | None
-    ) -> Answer:
+        values = identity(call) | {"over": accepted(over)}
         for _ in range(RACES):
-            answer = self.records.fetch(connection, sql, self.clock, values).answer(call, over)
-            if answer is not None:
+            row = self.records.fetch(connection, self._leased, self.clock, values)
+            if (answer := row.answer(call, over)) is not None:
                 return answer
         return InProgress(b"", 0.0)
+
+    def claim_joined(
+        self, connection: Connection, call: Call, over: int | None, wait: float, savepoint: str
+    ) -> Answer:
+        milliseconds = str(max(1, math.ceil(wait * 1000)))  # 0 would mean no bound at all
+        values = identity(call) | {"over": accepted(over), "wait": milliseconds}
+        claim = self.records.statement(self._joined, self.clock), values
+        before: list[Statement] = [(f"SAVEPOINT {savepoint}", {})] if savepoint else []
+        for _ in range(RACES):
+            row = row_of(together(connection, [*before, claim])[-1].row)
+            if (answer := row.answer(call, over)) is not None:
+                return answer
+            before = []
+        return InProgress(b"", 0.0)
+
+    def complete_joined(self, connection: Connection, call: Call, payload: Payload, savepoint: str) -> bool:
+        if not savepoint:
+            return self.complete(connection, call, payload)
+        update = self.records.statement(COMPLETE, self.clock), completion(call, payload)
+        kept, _ = together(connection, [update, (f"RELEASE SAVEPOINT {savepoint}", {})])
+        return kept.count == 1
+
+    def complete_and_commit(
+        self, connection: Connection, call: Call, payload: Payload, commit: Callable[[], None]
+    ) -> bool:
+        values = completion(call, payload)
+        if not can_send_together(connection, values):
+            return super().complete_and_commit(connection, call, payload, commit)
+        update = self.records.statement(self._complete_or_fail, self.clock), values
+        try:
+            together(connection, [update, ("COMMIT", {})])
+        except Exception as error:
+            if codes(error)[0] == _DIVISION_BY_ZERO:
+                return False
+            raise
+        commit()  # sends nothing more: the driver sees that the transaction is over, and SQLAlchemy is told
+        return True
 
     def purge(self, connection: Connection, batch: int) -> int:
         sql = (

@@ -226,6 +226,17 @@ def identity(call: Call) -> dict[str, Any]:
     }
 
 
+def completion(call: Call, payload: Payload) -> dict[str, Any]:
+    """The parameters of a first result."""
+    return {
+        "digest": call.digest,
+        "owner": call.owner,
+        "state": payload.state,
+        "result": payload.data,
+        "keep": int(call.keep * MICROSECONDS),
+    }
+
+
 def readable(value: str) -> str:
     """Text that every database takes: what people read is no part of the identity, so it may be shortened."""
     clean = value.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\0")

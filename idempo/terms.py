@@ -63,8 +63,12 @@ def _check_times(terms: Terms, operation: str) -> None:
             f"{operation}: keep={terms.keep:g} is below lease={terms.lease:g}: the record would be gone while the "
             "function runs; keep it at least for as long as repeats may come"
         )
-    if not isinstance(terms.max_result, int) or isinstance(terms.max_result, bool) or terms.max_result <= 0:
+    if not _is_positive(terms.max_result):
         raise ConfigurationError(f"{operation}: max_result={terms.max_result!r} is not a number of bytes")
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _check_callables(terms: Terms, operation: str, colour: Colour) -> None:

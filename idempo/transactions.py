@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import sys
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.orm import Session
@@ -25,6 +26,7 @@ from idempo.sql import Records
 from idempo.steps import Steps
 
 T = TypeVar("T")
+logger = logging.getLogger("idempo")
 
 __all__ = ["Joined", "JoinedRecords"]
 
@@ -164,7 +166,8 @@ class SqlUnit:
         self._objects: Objects | None = None
         self._savepoint = ""
         self._mark = ""
-        self._state: str = "open"  # then claimed, then committing, then completed
+        self._transaction: Any = None
+        self._state: Literal["open", "refused", "claimed", "committing", "completed"] = "open"
 
     def enter(self) -> Steps[None]:
         """Send the caller's pending writes, so that they are not undone together with the function's."""
@@ -180,8 +183,9 @@ class SqlUnit:
         refuse_autocommit(connection, call)
         dialect = dialect_of(connection, self._ledger.records)
         try:
-            answer = self._claim_behind_savepoint(connection, dialect, call, over, wait)
+            answer = self._claim_or_create(connection, dialect, call, over, wait)
         except Exception as error:
+            self._state = "refused"
             if dialect.is_busy(error):
                 return InProgress(b"", 0.0)
             if is_missing_table(error):
@@ -192,35 +196,32 @@ class SqlUnit:
         match answer:
             case Claimed():
                 self._state = "claimed"
-                _uncommitted.setdefault(transaction_of(holder), set()).add(call.digest)
+                self._transaction = transaction_of(holder)
+                _uncommitted.setdefault(self._transaction, set()).add(call.digest)
                 if isinstance(holder, Session):
                     self._objects = Objects.of(holder)
                 if self._ledger.marks:
-                    self._mark = _savepoint(connection)
+                    self._mark = f"idempo_{next(_savepoints)}"
+                    connection.exec_driver_sql(f"SAVEPOINT {self._mark}")
             case Completed() if call.digest in _uncommitted.get(transaction_of(holder), ()):
                 return replace(answer, durable=False)
         return answer
 
-    def _claim_behind_savepoint(
+    def _claim_or_create(
         self, connection: Connection, dialect: Dialect, call: Call, over: int | None, wait: float
     ) -> Answer:
-        dialect.begin(connection, wait)
-        if not self.owned:
-            self._savepoint = _savepoint(connection)
+        self._savepoint = "" if self.owned else f"idempo_{next(_savepoints)}"
         try:
-            return dialect.claim_joined(connection, call, over, wait)
+            return dialect.claim_joined(connection, call, over, wait, self._savepoint)
         except Exception as error:
             if not (is_missing_table(error) and connection.dialect.name == "sqlite"):
                 raise
         create(connection, self._ledger.records)
-        return dialect.claim_joined(connection, call, over, wait)
+        return dialect.lock_and_claim(connection, call, over, wait)
 
     def complete(self, call: Call, payload: Payload) -> Steps[bool]:
         """Record the first result, and commit if the transaction is ours. False if the claim is gone."""
         kept: bool = yield on(self._holder, lambda holder: self._complete(holder, call, payload))
-        if kept and self.owned:
-            self._state = "committing"
-            yield self._holder.commit()
         if kept:
             self._state = "completed"
         return kept
@@ -228,11 +229,14 @@ class SqlUnit:
     def _complete(self, holder: Any, call: Call, payload: Payload) -> bool:
         if isinstance(holder, Session):
             holder.flush()  # the function's own pending writes: what they raise is the function's error
+        # A function that ended the transaction by itself ended our savepoint with it.
+        savepoint = self._savepoint if transaction_of(holder) is self._transaction else ""
         connection = connection_of(holder)
-        kept = dialect_of(connection, self._ledger.records).complete(connection, call, payload)
-        if kept and self._savepoint:
-            connection.exec_driver_sql(f"RELEASE SAVEPOINT {self._savepoint}")
-        return kept
+        dialect = dialect_of(connection, self._ledger.records)
+        if not self.owned:
+            return dialect.complete_joined(connection, call, payload, savepoint)
+        self._state = "committing"
+        return dialect.complete_and_commit(connection, call, payload, holder.commit)
 
     def undo_writes(self) -> Steps[None]:
         yield on(self._holder, lambda holder: self._roll_back_to(holder, self._mark))
@@ -243,13 +247,11 @@ class SqlUnit:
             if self.owned:
                 if self._state != "completed":
                     yield self._holder.rollback()
-            elif self._state == "claimed":
+            elif self._state in ("refused", "claimed", "committing"):
                 yield on(self._holder, lambda holder: self._roll_back_to(holder, self._savepoint))
-            elif self._state == "open" and self._savepoint:
-                yield on(self._holder, self._let_go)
-        except Exception:
+        except Exception as error:
             # The transaction is gone already, and so is what was written in it.
-            self._state = "gone"
+            logger.debug("nothing left to undo: %r", error)
         finally:
             if self.owned:
                 yield self._holder.close()
@@ -258,11 +260,6 @@ class SqlUnit:
         connection_of(holder).exec_driver_sql(f"ROLLBACK TO SAVEPOINT {savepoint}")
         if self._objects is not None:
             self._objects.restore(holder)
-
-    def _let_go(self, holder: Any) -> None:
-        connection = connection_of(holder)
-        connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {self._savepoint}")
-        connection.exec_driver_sql(f"RELEASE SAVEPOINT {self._savepoint}")
 
     def again(self, error: BaseException) -> bool:
         return self.owned and is_conflict(error)
@@ -274,12 +271,6 @@ class SqlUnit:
 _savepoints = itertools.count(1)
 _uncommitted: weakref.WeakKeyDictionary[Any, set[bytes]] = weakref.WeakKeyDictionary()
 _beside_engines: weakref.WeakKeyDictionary[Engine, Database] = weakref.WeakKeyDictionary()
-
-
-def _savepoint(connection: Connection) -> str:
-    name = f"idempo_{next(_savepoints)}"
-    connection.exec_driver_sql(f"SAVEPOINT {name}")
-    return name
 
 
 def _beside(engine: Engine, colour: Colour) -> Database:

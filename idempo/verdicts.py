@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from idempo import keys
@@ -37,23 +38,25 @@ __all__ = [
 
 def first_value(value: Any, call: Call, terms: Terms) -> Done:
     """The function returned `value`. What cannot be stored is completed without a result: it must not run again."""
-    try:
-        data: bytes | None = terms.codec.encode(value)
-        if data is not None and len(data) > terms.max_result:
-            raise UnstorableError(f"{len(data)} bytes are more than max_result={terms.max_result}")
-    except Exception as error:
-        data = None
-        tell(terms.hooks, "unstorable", call, f"{type(error).__name__}: {error}")
+    data = _encoded(terms.codec.encode, value, call, terms)
     return _done(value, None, Payload("completed", data), call, terms)
 
 
 def first_error(error: BaseException, call: Call, terms: Terms) -> Done:
     """The function raised one of `replay_errors`: the exception is the result."""
-    data: bytes | None = encode_error(error)
-    if data is not None and len(data) > terms.max_result:
-        data = None
-        tell(terms.hooks, "unstorable", call, f"more than max_result={terms.max_result} bytes")
+    data = _encoded(encode_error, error, call, terms)
     return _done(MISSING, error, Payload("failed", data), call, terms)
+
+
+def _encoded(encode: Callable[[Any], bytes], result: Any, call: Call, terms: Terms) -> bytes | None:
+    try:
+        data = encode(result)
+        if len(data) > terms.max_result:
+            raise UnstorableError(f"{len(data)} bytes are more than max_result={terms.max_result}")
+    except Exception as error:
+        tell(terms.hooks, "unstorable", call, f"{type(error).__name__}: {error}")
+        return None
+    return data
 
 
 def _done(value: Any, error: BaseException | None, payload: Payload, call: Call, terms: Terms) -> Done:

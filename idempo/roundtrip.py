@@ -1,0 +1,85 @@
+"""Several statements in one round trip, where the driver can: psycopg's client-side cursors.
+
+Source: psycopg documentation, "Client-side-binding cursors"; SQLAlchemy documentation, "Getting at the raw (DBAPI)
+Connection" and "Using awaitable-only driver methods". With any other driver they are sent one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeAlias
+
+from sqlalchemy import Connection, TextClause
+from sqlalchemy.engine import Dialect
+
+__all__ = ["Answered", "Statement", "can_send_together", "together"]
+
+Statement: TypeAlias = tuple[TextClause | str, dict[str, Any]]
+"""With its values; a string has none."""
+
+_LARGE = 64 * 1024  # bytes; a client-side cursor writes them into the statement, twice as long
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What one statement brought: its first row, if it returns rows, and how many rows it matched."""
+
+    row: Any
+    count: int
+
+
+def can_send_together(connection: Connection, values: dict[str, Any]) -> bool:
+    """True if `together` takes one round trip on this connection, with these values."""
+    large = any(isinstance(value, bytes) and len(value) > _LARGE for value in values.values())
+    return connection.dialect.driver in ("psycopg", "psycopg_async") and not large
+
+
+def together(connection: Connection, statements: Sequence[Statement]) -> list[Answered]:
+    """Execute `statements` in order, in the transaction of `connection`. The names of their values must differ.
+
+    The first that fails raises the driver's error, and those behind it are not executed.
+    """
+    values = {name: value for _, one in statements for name, value in one.items()}
+    if not can_send_together(connection, values):
+        return [_alone(connection, statement, one) for statement, one in statements]
+    if not connection.in_transaction():
+        connection.begin()  # as SQLAlchemy does by itself before a statement that it sends
+    dialect = connection.dialect
+    parts = (one if isinstance(one, str) else _compiled(one, dialect) for one, _ in statements)
+    sql = "; ".join(parts)
+    return _send(connection.connection.dbapi_connection, connection.connection.driver_connection, sql, values)
+
+
+def _alone(connection: Connection, statement: TextClause | str, values: dict[str, Any]) -> Answered:
+    if isinstance(statement, str):
+        result = connection.exec_driver_sql(statement)
+    else:
+        result = connection.execute(statement, values)
+    return Answered(result.fetchone() if result.returns_rows else None, result.rowcount)
+
+
+@cache
+def _compiled(statement: TextClause, dialect: Dialect) -> str:
+    return str(statement.compile(dialect=dialect))
+
+
+def _send(adapted: Any, raw: Any, sql: str, values: dict[str, Any]) -> list[Answered]:
+    import psycopg
+
+    settle = _settle(adapted)
+    asynchronous = isinstance(raw, psycopg.AsyncConnection)
+    cursor: Any = psycopg.AsyncClientCursor(raw) if asynchronous else psycopg.ClientCursor(raw)
+    settle(cursor.execute(sql, values))
+    answers = []
+    while True:
+        answers.append(Answered(settle(cursor.fetchone()) if cursor.description else None, cursor.rowcount))
+        if not cursor.nextset():
+            return answers
+
+
+def _settle(adapted: Any) -> Callable[[Any], Any]:
+    """What turns an answer of the driver into a value: nothing to do, or awaiting it below SQLAlchemy's greenlet."""
+    run_async = getattr(adapted, "run_async", None)
+    return (lambda value: value) if run_async is None else (lambda value: run_async(lambda _: value))
