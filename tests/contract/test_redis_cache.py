@@ -1,6 +1,6 @@
 """The promises, kept by `RedisCache` on Redis old and new, Valkey and a Cluster, in both colours."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import redis
@@ -13,7 +13,7 @@ from tests.servers import Server
 
 
 class OnServer:
-    server: str
+    server: ClassVar[str]
     url: str
     opened: list[RedisCache]
 
@@ -76,5 +76,3 @@ class TestDecodingClient(TestRedis):
         if hasattr(self, "client"):
             self.client.close()
         yield from ()
-
-

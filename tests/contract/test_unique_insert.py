@@ -1,12 +1,14 @@
 """The promises, kept by `UniqueInsert` on every database, in both colours, with and without `join=`."""
 
+from typing import ClassVar
+
 import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from idempo import UniqueInsert
-from idempo.contracts import Strategy
+from idempo.contracts import Colour, Strategy
 from idempo.steps import Steps
 from idempo.testing import LedgerContract, PromiseContract
 from tests.servers import Server, async_url, fresh_database
@@ -15,9 +17,9 @@ from tests.servers import Server, async_url, fresh_database
 class OnDatabase:
     """Makes the strategy from a URL, as most users do."""
 
-    colour = "sync"
-    joined = False
-    server: str
+    colour: ClassVar[Colour] = "sync"
+    joined: ClassVar[bool] = False
+    server: ClassVar[str]
     url: str
     opened: list[UniqueInsert]
 

@@ -7,7 +7,7 @@ the caller dies before it, whether all leases end now. `explore` walks them all,
 import contextvars
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from idempo.contracts import Ledger, Site
 from idempo.layers import Leased
@@ -15,6 +15,7 @@ from idempo.leases import Beat, KeepAlive
 from idempo.records import Answer, Call, Claimed, Done, InProgress, Orphan, Payload, Record
 from idempo.steps import Pause, Shielded, Steps
 
+T = TypeVar("T")
 Fault = Literal["", "lost request", "lost reply", "crash", "leases end"]
 LEASE = 10.0
 
@@ -56,7 +57,7 @@ class Stepping:
     def bind(self, site: Site) -> Leased:
         return Leased.at(site, self, "Stepping")
 
-    def _request(self, name: str, steps: Steps[Any]) -> Steps[Any]:
+    def _request(self, name: str, steps: Steps[T]) -> Steps[T]:
         fault = yield Step(name)
         if fault == "lost request":
             raise ConnectionError(f"{name} was lost")

@@ -1,0 +1,21 @@
+"""The promises as test suites that anybody can subclass: what a ledger must do to be one.
+
+A subclass names its colour and returns a strategy; pytest finds the rest:
+
+    class TestMemory(LedgerContract):
+        colour = "sync"
+
+        def make(self) -> Strategy:
+            return Memory()
+
+The tests are steps (see `idempo.steps`): `yield f("A")` is a plain call in one colour and an awaited one in the other.
+Nothing is decided by timing: what a test waits for, it asks the ledger for.
+"""
+
+from __future__ import annotations
+
+from idempo.testing.ledgers import LedgerContract
+from idempo.testing.promises import PromiseContract
+from idempo.testing.tools import Effects, Gate, drive, driven, ledger_of, new_call
+
+__all__ = ["Effects", "Gate", "LedgerContract", "PromiseContract", "drive", "driven", "ledger_of", "new_call"]

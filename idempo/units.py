@@ -1,0 +1,183 @@
+"""`SqlUnit`: one transaction with a record in it, the caller's or ours."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import weakref
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+
+from idempo.connections import on
+from idempo.dialects import Dialect, is_conflict, is_disconnect, is_missing_table
+from idempo.errors import ConfigurationError, InProgressError
+from idempo.objects import Objects
+from idempo.records import Answer, Call, Claimed, Completed, InProgress, Payload
+from idempo.schema import create, dialect_of, missing_table
+from idempo.sql import Records
+from idempo.steps import Steps
+
+logger = logging.getLogger("idempo")
+
+__all__ = ["SqlUnit", "connection_of"]
+
+_savepoints = itertools.count(1)
+_uncommitted: weakref.WeakKeyDictionary[Any, set[bytes]] = weakref.WeakKeyDictionary()
+
+
+class SqlUnit:
+    """One transaction with a record in it."""
+
+    def __init__(
+        self, records: Records, holder: Any, arguments: Mapping[str, Any], *, owned: bool, marks: bool
+    ) -> None:
+        self.arguments = arguments
+        self.owned = owned
+        self._records = records
+        self._marks = marks
+        self._holder = holder
+        self._objects: Objects | None = None
+        self._savepoint = ""
+        self._mark = ""
+        self._transaction: Any = None
+        self._state: Literal["open", "refused", "claimed", "committing", "completed"] = "open"
+
+    def enter(self) -> Steps[None]:
+        """Send the caller's pending writes, so that they are not undone together with the function's."""
+        if not self.owned:
+            yield on(self._holder, lambda holder: holder.flush() if isinstance(holder, Session) else None)
+
+    def claim(self, call: Call, over: int | None, wait: float) -> Steps[Answer]:
+        answer: Answer = yield on(self._holder, lambda holder: self._claim(holder, call, over, wait))
+        return answer
+
+    def _claim(self, holder: Any, call: Call, over: int | None, wait: float) -> Answer:
+        connection = connection_of(holder)
+        refuse_autocommit(connection, call)
+        dialect = dialect_of(connection, self._records)
+        try:
+            answer = self._claim_or_create(connection, dialect, call, over, wait)
+        except Exception as error:
+            self._state = "refused"
+            if dialect.is_busy(error):
+                return InProgress(b"", 0.0)
+            if is_missing_table(error):
+                raise missing_table(self._records, connection.dialect.name) from error
+            if is_conflict(error) and not self.owned:
+                raise conflicting(call) from error
+            raise
+        match answer:
+            case Claimed():
+                self._state = "claimed"
+                self._transaction = transaction_of(holder)
+                _uncommitted.setdefault(self._transaction, set()).add(call.digest)
+                if isinstance(holder, Session):
+                    self._objects = Objects.of(holder)
+                if self._marks:
+                    self._mark = f"idempo_{next(_savepoints)}"
+                    connection.exec_driver_sql(f"SAVEPOINT {self._mark}")
+            case Completed() if call.digest in _uncommitted.get(transaction_of(holder), ()):
+                return replace(answer, durable=False)
+        return answer
+
+    def _claim_or_create(
+        self, connection: Connection, dialect: Dialect, call: Call, over: int | None, wait: float
+    ) -> Answer:
+        self._savepoint = "" if self.owned else f"idempo_{next(_savepoints)}"
+        try:
+            return dialect.claim_joined(connection, call, over, wait, self._savepoint)
+        except Exception as error:
+            if not (is_missing_table(error) and connection.dialect.name == "sqlite"):
+                raise
+        create(connection, self._records)
+        return dialect.lock_and_claim(connection, call, over, wait)
+
+    def complete(self, call: Call, payload: Payload) -> Steps[bool]:
+        """Record the first result, and commit if the transaction is ours. False if the claim is gone."""
+        kept: bool = yield on(self._holder, lambda holder: self._complete(holder, call, payload))
+        if kept:
+            self._state = "completed"
+        return kept
+
+    def _complete(self, holder: Any, call: Call, payload: Payload) -> bool:
+        if isinstance(holder, Session):
+            holder.flush()  # the function's own pending writes: what they raise is the function's error
+        # A function that ended the transaction by itself ended our savepoint with it.
+        savepoint = self._savepoint if transaction_of(holder) is self._transaction else ""
+        connection = connection_of(holder)
+        dialect = dialect_of(connection, self._records)
+        if not self.owned:
+            return dialect.complete_joined(connection, call, payload, savepoint)
+        self._state = "committing"
+        return dialect.complete_and_commit(connection, call, payload, holder.commit)
+
+    def undo_writes(self) -> Steps[None]:
+        yield on(self._holder, lambda holder: self._roll_back_to(holder, self._mark))
+
+    def close(self) -> Steps[None]:
+        """Undo the claim and the function's writes unless completed; let go of what is ours."""
+        try:
+            if self.owned:
+                if self._state != "completed":
+                    yield self._holder.rollback()
+            elif self._state in ("refused", "claimed", "committing"):
+                yield on(self._holder, lambda holder: self._roll_back_to(holder, self._savepoint))
+        except Exception as error:
+            # The transaction is gone already, and so is what was written in it.
+            logger.debug("nothing left to undo: %r", error)
+        finally:
+            if self.owned:
+                yield self._holder.close()
+
+    def _roll_back_to(self, holder: Any, savepoint: str) -> None:
+        connection_of(holder).exec_driver_sql(f"ROLLBACK TO SAVEPOINT {savepoint}")
+        if self._objects is not None:
+            self._objects.restore(holder)
+
+    def again(self, error: BaseException) -> bool:
+        return self.owned and is_conflict(error)
+
+    def ambiguous(self, error: BaseException) -> bool:
+        return self.owned and self._state == "committing" and is_disconnect(error)
+
+
+def connection_of(holder: Any) -> Connection:
+    """The connection of a sync session or connection."""
+    connection: Connection = holder.connection() if isinstance(holder, Session) else holder
+    return connection
+
+
+def transaction_of(holder: Any) -> Any:
+    """What lives as long as the transaction does."""
+    return holder.get_transaction() or holder
+
+
+def refuse_autocommit(connection: Connection, call: Call) -> None:
+    """Raise `ConfigurationError` for a connection without transactions: nothing could be joined to anything."""
+    options = connection.get_execution_options()
+    detect = getattr(connection.dialect, "detect_autocommit_setting", None)
+    driver = connection.connection.dbapi_connection
+    try:
+        autocommit = options.get("isolation_level") == "AUTOCOMMIT" or (detect is not None and detect(driver))
+    except NotImplementedError:
+        autocommit = False
+    if autocommit:
+        raise ConfigurationError(
+            "join= needs a transaction, but this connection is in autocommit mode: each statement would commit alone",
+            operation=call.operation,
+            key=call.key,
+        )
+
+
+def conflicting(call: Call) -> InProgressError:
+    """The error for a claim that the caller's own transaction cannot make."""
+    return InProgressError(
+        "another transaction with this key got in the way of yours (a deadlock, or a commit that your snapshot cannot "
+        "see); roll your transaction back and call again in a new one",
+        operation=call.operation,
+        key=call.key,
+    )
