@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         from idempo.commands import run
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich", "click"):
+        if (error.name or "").partition(".")[0] not in ("typer", "rich"):
             raise
         print("the command idempo needs an extra: pip install 'idempo[cli]'", file=sys.stderr)
         sys.exit(2)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from idempo.errors import ConfigurationError, IdempoError
 from idempo.inspection import Inspection, Wanted, inspect, result_of, without_password
@@ -176,16 +177,24 @@ def list_records(
     if as_json:
         print(json.dumps([_described(record, with_result) for record in records], indent=2))
         return
-    shown = Table("operation", "scope", "key", "state", "attempt", "created", "keep left", box=None)
+    shown = Table(
+        "operation", "scope", "key", "state", "attempt", "created", "keep left", box=None, pad_edge=False
+    )
     if with_result:
         shown.add_column("result")
+    for column in shown.columns:
+        column.overflow = "fold"
     for record in records:
         described = _described(record, with_result)
         cells = [record.operation, record.scope, record.key, record.state, str(record.attempt)]
         cells += [described["created"], f"{record.keep_left:.0f} s"]
-        shown.add_row(*(_cell(cell) for cell in [*cells, *([described["result"]] if with_result else [])]))
+        shown.add_row(
+            *(Text(_cell(cell)) for cell in [*cells, *([described["result"]] if with_result else [])])
+        )
     if records:
-        Console(markup=False, highlight=False, soft_wrap=True).print(shown)
+        # Fits a terminal; a file or a pipe gets each record whole, on one line.
+        width = None if sys.stdout.isatty() else 10_000
+        Console(markup=False, highlight=False, width=width).print(shown)
     limited = ", and there may be more: --limit" if len(records) == limit else ""
     print(f"{len(records)} record{'' if len(records) == 1 else 's'}{limited}", file=sys.stderr)
 

@@ -132,7 +132,7 @@ class _SqlInspection:
 
         now: ColumnElement[int] = literal_column(dialect_of(connection, self._records).clock, BigInteger)
         column = self._records.table.c
-        found = select(now, column.digest, *(column[name] for name in COLUMNS))
+        found = select(now, *(column[name] for name in COLUMNS))
         found = found.where(column.keep_until > now, column.state != "released")
         if wanted.operation is not None:
             found = found.where(column.operation == readable(wanted.operation))
@@ -147,8 +147,11 @@ class _SqlInspection:
                 found = found.where(column.state == wanted.state)
         # By the one column with an index: also a table of millions answers at once.
         found = found.order_by(column.keep_until.desc()).limit(wanted.limit)
-        records = (row_of(row).record(bytes(row[1])) for row in connection.execute(found))
-        return [record for record in records if record is not None]
+        rows = [tuple(row) for row in connection.execute(found)]
+        records = (row_of(row).record(bytes(row[1])) for row in rows)
+        # MySQL takes "A" and "A " for one text; we do not.
+        exact = None if wanted.key is None else readable(wanted.key)
+        return [record for record in records if record is not None and exact in (None, record.key)]
 
     def purge(self, batch: int) -> int:
         from idempo.schema import dialect_of

@@ -45,13 +45,13 @@ class Screen:
     def begin(self, total: int, workers: int, where: str) -> None:
         if self._bad > _SHOWN:
             self._say(f"... and {self._bad - _SHOWN} more bad lines")
-        self._say(f"{total:,} callbacks, {workers} workers, {where}")
+        self._say(f"{_n(total, 'callback')}, {_n(workers, 'worker')}, {where}")
         self._total = total
         if self._console.is_terminal and total:
             columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-            self._bar = Progress(*columns, console=self._console, transient=True)
-            self._bar.add_task("callbacks", total=total)
-            self._bar.start()
+            bar = self._bar = Progress(*columns, console=self._console, transient=True)
+            bar.add_task("callbacks", total=total)
+            bar.start()
 
     def watch(self, handled: Handled) -> None:
         answered = len(handled.answers)

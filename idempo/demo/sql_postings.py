@@ -28,7 +28,8 @@ class _Amount(TypeDecorator[Decimal]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> Any:
-        return dialect.type_descriptor(String(40) if dialect.name == "sqlite" else Numeric(24, 6))
+        kind: Any = String(40) if dialect.name == "sqlite" else Numeric(24, 6)
+        return dialect.type_descriptor(kind)
 
     def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
         return f"{value:f}" if value is not None and dialect.name == "sqlite" else value
