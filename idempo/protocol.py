@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, assert_never
 
+from idempo.asking import RunAgain, ask, attempt
 from idempo.contracts import Inner, JoinedLedger, Layer, Ledger, Terms, Unit
 from idempo.errors import ConfigurationError, IdempoError
 from idempo.events import tell
@@ -58,7 +59,7 @@ def once(ledger: Ledger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
     over: int | None = None
     while True:
         asked = time.monotonic()
-        answer = yield from _ask(ledger.claim(call, over), call, terms)
+        answer = yield from ask(ledger.claim(call, over), call, terms)
         match answer:
             case Claimed(fence, attempt):
                 mine = replace(call, fence=fence, attempt=attempt, deadline=asked + call.lease)
@@ -96,11 +97,11 @@ def _run(ledger: Ledger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
     try:
         return (yield from inner(call))
     except terms.unknown_errors as error:
-        yield from _attempt(ledger.renew(call, 0), call, terms)
+        yield from attempt(ledger.renew(call, 0), call, terms)
         raise unknown(call, terms, type(error).__name__) from error
     except Exception:
         # Cancellation and interrupts are no failures: they pass by, and the claim is left to its lease.
-        yield Shielded(lambda: _attempt(ledger.release(call), call, terms))
+        yield Shielded(lambda: attempt(ledger.release(call), call, terms))
         tell(terms.hooks, "released", call)
         raise
 
@@ -109,7 +110,7 @@ def _record(ledger: Ledger, call: Call, terms: Terms, done: Done) -> Steps[None]
     if not terms.final:
         # What the ledger inside recorded decides. Where that is not committed yet, the claim is left to its lease.
         if done.durable:
-            yield Shielded(lambda: _attempt(ledger.complete(call, done.payload), call, terms))
+            yield Shielded(lambda: attempt(ledger.complete(call, done.payload), call, terms))
         return
     kept = yield Shielded(lambda: _complete(ledger, call, terms, done))
     if not kept:
@@ -159,13 +160,13 @@ def _probe(ledger: Ledger, call: Call, terms: Terms) -> Steps[Done | None]:
         )
     except Exception:
         # Nothing is known yet: an orphan again, for the next call to judge.
-        yield from _attempt(ledger.renew(call, 0), call, terms)
+        yield from attempt(ledger.renew(call, 0), call, terms)
         raise
 
 
 def _winner(ledger: Ledger, call: Call, terms: Terms) -> Steps[Any]:
     """The first result as the ledger has it, for an owner that lost its lease; MISSING if there is none to give."""
-    record = yield from _attempt(ledger.lookup(call.digest), call, terms)
+    record = yield from attempt(ledger.lookup(call.digest), call, terms)
     if record is None or record.payload is None:
         return MISSING
     try:
@@ -178,27 +179,18 @@ def _winner(ledger: Ledger, call: Call, terms: Terms) -> Steps[Any]:
 # ---------------------------------------------------------------------------------------- in the business transaction
 
 
-class _RunAgain(Exception):
-    """The database undid our own transaction for the sake of another one: the call starts over."""
-
-    def __init__(self, otherwise: Exception) -> None:
-        super().__init__(otherwise)
-        self.otherwise = otherwise
-        """What is raised if it happens again and again."""
-
-
 def joined(ledger: JoinedLedger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
     """The same in the business transaction: record, business writes and result commit together or not at all."""
     patience = Patience(terms.wait)
     again = Patience(terms.completing)
     over: int | None = None
     while True:
-        unit = yield from _ask(ledger.open(call), call, terms)
+        unit = yield from ask(ledger.open(call), call, terms)
         if isinstance(unit, Completed):
             return replay(unit, call, terms)
         try:
             yield from unit.enter()
-            answer = yield from _ask(_claim_in(unit, call, terms, over, patience.left), call, terms)
+            answer = yield from ask(_claim_in(unit, call, terms, over, patience.left), call, terms)
             match answer:
                 case Claimed(fence, attempt):
                     mine = replace(call, fence=fence, attempt=attempt, arguments=unit.arguments)
@@ -216,7 +208,7 @@ def joined(ledger: JoinedLedger, call: Call, terms: Terms, inner: Inner) -> Step
                     continue
                 case _:
                     assert_never(answer)
-        except _RunAgain as undone:
+        except RunAgain as undone:
             seconds = again.next_pause(call.lease)
             if seconds is None:
                 raise undone.otherwise from undone.otherwise.__cause__
@@ -231,7 +223,7 @@ def _claim_in(unit: Unit, call: Call, terms: Terms, over: int | None, wait: floa
         return (yield from unit.claim(call, over, wait))
     except Exception as error:
         if unit.again(error):
-            raise _RunAgain(unavailable(call, terms, error)) from error
+            raise RunAgain(unavailable(call, terms, error)) from error
         raise
 
 
@@ -245,16 +237,16 @@ def _run_in(ledger: JoinedLedger, unit: Unit, call: Call, terms: Terms, inner: I
     except Exception as error:
         tell(terms.hooks, "released", call)
         if unit.again(error):
-            raise _RunAgain(error) from error
+            raise RunAgain(error) from error
         raise
     try:
         kept = yield Shielded(lambda: unit.complete(call, done.payload))
     except Exception as error:
         if unit.again(error):
-            raise _RunAgain(error) from error
+            raise RunAgain(error) from error
         if not unit.ambiguous(error):
             raise
-        first = yield from _attempt(ledger.recall(call), call, terms)
+        first = yield from attempt(ledger.recall(call), call, terms)
         if first is None or first.owner != call.owner:
             raise unknown(call, terms, "the reply to the commit was lost", done.value) from error
         kept = True
@@ -270,30 +262,11 @@ def _run_in(ledger: JoinedLedger, unit: Unit, call: Call, terms: Terms, inner: I
 def tier(ledger: Ledger, call: Call, terms: Terms, inner: Inner, *, required: bool) -> Steps[Done]:
     """Replay what is known here, otherwise ask inside; keep what comes from there once it is durable."""
     lookup = ledger.lookup(call.digest)
-    record = yield from (_ask(lookup, call, terms) if required else _attempt(lookup, call, terms))
+    record = yield from (ask(lookup, call, terms) if required else attempt(lookup, call, terms))
     if record is not None and record.payload is not None and record.payload.data is not None:
         first = Completed(record.payload, record.fingerprint, record.fence, record.attempt, record.keep_left)
         return replay(first, call, terms)
     done = yield from inner(call)
     if done.durable:
-        yield from _attempt(ledger.fill(call, done), call, terms)
+        yield from attempt(ledger.fill(call, done), call, terms)
     return done
-
-
-def _ask(steps: Steps[T], call: Call, terms: Terms) -> Steps[T]:
-    """Take steps of a ledger before the function has started: if it cannot answer, nothing runs."""
-    try:
-        return (yield from steps)
-    except (IdempoError, _RunAgain):
-        raise
-    except Exception as error:
-        raise unavailable(call, terms, error) from error
-
-
-def _attempt(steps: Steps[T], call: Call, terms: Terms) -> Steps[T | None]:
-    """Take steps of a ledger whose failure changes nothing about the answer."""
-    try:
-        return (yield from steps)
-    except Exception as error:
-        tell(terms.hooks, "unavailable", call, type(error).__name__)
-        return None
