@@ -253,3 +253,16 @@ def output(source: str, *arguments: str, **options: Any) -> str:
         out, err = program.communicate(timeout=2 * SECONDS)
         assert program.returncode == 0, err
         return out
+
+
+def decorated(body: Callable[[str], Steps[Any]], colour: Colour, **options: Any) -> Any:
+    """Decorate `body(order_no)`, given as steps, as a function of this colour."""
+
+    def plain(order_no: str) -> Any:
+        return run(body(order_no))
+
+    async def coroutine(order_no: str) -> Any:
+        return await arun(body(order_no))
+
+    terms: Any = {"key": "{order_no}", "name": f"traps.{uuid.uuid4()}"} | options
+    return idempotent(**terms)(plain if colour == "sync" else coroutine)
