@@ -145,23 +145,27 @@ def _renew(ledger: Ledger, call: Call, terms: Terms) -> Steps[bool]:
 
 def _probe(ledger: Ledger, call: Call, terms: Terms) -> Steps[Done | None]:
     """We took over an orphan: let the user's probe judge whether its effect happened. None: run the function."""
-    if not callable(terms.on_orphan):
-        return None
     try:
-        verdict = yield terms.on_orphan(call)
-        if isinstance(verdict, Found):
-            return first_value(verdict.value, call, terms)
-        if verdict is RERUN:
-            return None
-        raise ConfigurationError(
-            f"an on_orphan probe returns Found(value) or RERUN, not {type(verdict).__name__}",
-            operation=call.operation,
-            key=call.key,
-        )
+        return (yield from _judge(call, terms))
     except Exception:
         # Nothing is known yet: an orphan again, for the next call to judge.
         yield from attempt(ledger.renew(call, 0), call, terms)
         raise
+
+
+def _judge(call: Call, terms: Terms) -> Steps[Done | None]:
+    if not callable(terms.on_orphan):
+        return None
+    verdict = yield terms.on_orphan(call)
+    if isinstance(verdict, Found):
+        return first_value(verdict.value, call, terms)
+    if verdict is RERUN:
+        return None
+    raise ConfigurationError(
+        f"an on_orphan probe returns Found(value) or RERUN, not {type(verdict).__name__}",
+        operation=call.operation,
+        key=call.key,
+    )
 
 
 def _winner(ledger: Ledger, call: Call, terms: Terms) -> Steps[Any]:
@@ -190,12 +194,12 @@ def joined(ledger: JoinedLedger, call: Call, terms: Terms, inner: Inner) -> Step
             return replay(unit, call, terms)
         try:
             yield from unit.enter()
-            answer = yield from ask(_claim_in(unit, call, terms, over, patience.left), call, terms)
+            answer = yield from ask(_claim_in(unit, call, terms, over, patience.at_once), call, terms)
             match answer:
                 case Claimed(fence, attempt):
                     mine = replace(call, fence=fence, attempt=attempt, arguments=unit.arguments)
                     tell(terms.hooks, "claimed" if over is None else "took over", mine)
-                    return (yield from _run_in(ledger, unit, mine, terms, inner))
+                    return (yield from _run_in(ledger, unit, mine, terms, inner, orphan=over is not None))
                 case Completed():
                     return replay(answer, call, terms)
                 case InProgress(fingerprint, lease_left):
@@ -227,9 +231,14 @@ def _claim_in(unit: Unit, call: Call, terms: Terms, over: int | None, wait: floa
         raise
 
 
-def _run_in(ledger: JoinedLedger, unit: Unit, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
+def _run_in(
+    ledger: JoinedLedger, unit: Unit, call: Call, terms: Terms, inner: Inner, *, orphan: bool
+) -> Steps[Done]:
     try:
-        done = yield from inner(call)
+        # An orphan here is a function that committed by itself, half way, and vanished.
+        done = (yield from _judge(call, terms)) if orphan else None
+        if done is None:
+            done = yield from inner(call)
         if done.error is not None:
             yield from unit.undo_writes()
     except terms.unknown_errors as error:
@@ -239,8 +248,9 @@ def _run_in(ledger: JoinedLedger, unit: Unit, call: Call, terms: Terms, inner: I
         if unit.again(error):
             raise RunAgain(error) from error
         raise
+    payload = done.payload
     try:
-        kept = yield Shielded(lambda: unit.complete(call, done.payload))
+        kept = yield Shielded(lambda: unit.complete(call, payload))
     except Exception as error:
         if unit.again(error):
             raise RunAgain(error) from error

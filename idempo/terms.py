@@ -43,7 +43,7 @@ def terms_of(
     terms = Terms(
         lease=seconds,
         keep=_seconds("keep", keep, most=_CENTURY),
-        wait=wait_policy(wait, lease=seconds),
+        wait=wait_policy(wait),
         completing=completion_policy(seconds),
         on_orphan=on_orphan,
         replay_errors=_exceptions("replay_errors", replay_errors),

@@ -21,6 +21,7 @@ Wait: TypeAlias = float | timedelta | tuple[wait_base, stop_base]
 # Duplicates of one key come in swarms: the jitter spreads their questions, the ceiling bounds how late they learn.
 _RHYTHM = wait_random_exponential(multiplier=0.01, max=0.2, min=0.005)
 _SHORTEST = 0.001
+_DAY = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +31,19 @@ class WaitPolicy:
     rhythm: wait_base
     stop: stop_base
     limit: float
-    """Seconds after which it gives up at the latest; what a database is told when it does the waiting."""
+    """Seconds after which it gives up at the latest."""
+    at_once: float
+    """Seconds that a database may wait by itself before `stop` is asked again."""
 
 
-def wait_policy(wait: Wait, *, lease: float) -> WaitPolicy:
+def wait_policy(wait: Wait) -> WaitPolicy:
     """Return the policy for `wait=` of the decorator.
 
     Raises `ConfigurationError` for a negative or endless wait.
     """
     match wait:
         case (wait_base() as rhythm, stop_base() as stop):
-            return WaitPolicy(rhythm, stop, limit=max(lease, 60.0))
+            return WaitPolicy(rhythm, stop, limit=_DAY, at_once=1.0)
         case timedelta():
             seconds = wait.total_seconds()
         case bool():
@@ -53,9 +56,9 @@ def wait_policy(wait: Wait, *, lease: float) -> WaitPolicy:
             raise ConfigurationError(
                 f"wait= takes seconds, a timedelta or a tenacity (wait, stop) pair, not {wait!r}"
             )
-    if not 0 <= seconds <= 86_400:
+    if not 0 <= seconds <= _DAY:
         raise ConfigurationError(f"wait={seconds} is not between 0 seconds and a day: every wait has a limit")
-    return WaitPolicy(_RHYTHM, stop_after_delay(seconds), limit=seconds)
+    return WaitPolicy(_RHYTHM, stop_after_delay(seconds), limit=seconds, at_once=seconds)
 
 
 class Patience:
@@ -72,6 +75,11 @@ class Patience:
     def left(self) -> float:
         """Seconds until the limit."""
         return max(0.0, self._policy.limit - (time.monotonic() - self._began))
+
+    @property
+    def at_once(self) -> float:
+        """Seconds that a database may wait by itself now."""
+        return min(self.left, self._policy.at_once)
 
     @property
     def first(self) -> bool:
@@ -100,4 +108,4 @@ class Patience:
 
 def completion_policy(lease: float) -> WaitPolicy:
     """The policy for writing a completion again while the ledger is away: for as long as a lease lasts."""
-    return WaitPolicy(_RHYTHM, stop_after_delay(lease), limit=lease)
+    return WaitPolicy(_RHYTHM, stop_after_delay(lease), limit=lease, at_once=lease)
