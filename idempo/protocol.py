@@ -50,9 +50,6 @@ def _nest(layer: Layer, inner: Inner) -> Inner:
     return lambda call: layer.around(call, inner)
 
 
-# ---------------------------------------------------------------------------------------- a claim under a lease
-
-
 def once(ledger: Ledger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
     """Claim, run, complete; or replay, or wait, or refuse."""
     patience = Patience(terms.wait)
@@ -180,9 +177,6 @@ def _winner(ledger: Ledger, call: Call, terms: Terms) -> Steps[Any]:
     return value if error is None else error
 
 
-# ---------------------------------------------------------------------------------------- in the business transaction
-
-
 def joined(ledger: JoinedLedger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
     """The same in the business transaction: record, business writes and result commit together or not at all."""
     patience = Patience(terms.wait)
@@ -264,9 +258,6 @@ def _run_in(
         raise lost(call, terms, done.value, MISSING)
     tell(terms.hooks, "completed" if done.error is None else "failed", call)
     return replace(done, durable=unit.owned)
-
-
-# ---------------------------------------------------------------------------------------- in front of another ledger
 
 
 def tier(ledger: Ledger, call: Call, terms: Terms, inner: Inner, *, required: bool) -> Steps[Done]:

@@ -50,8 +50,7 @@ def test_a_wrong_call_is_an_error_to_type_checkers() -> None:
 
 async def coroutine_functions() -> None:
     coroutine = create_order_async("A-1")
-    assert_type(coroutine, Coroutine[Any, Any, int])
-    assert_type(await coroutine, int)
+    assert_type(await assert_type(coroutine, Coroutine[Any, Any, int]), int)
     assert_type(await create_order_async("A-1"), int)
     assert_type(await create_order_async.outcome("A-1"), Outcome[int])
     assert_type(await create_order_async.lookup("A-1"), Record | None)
