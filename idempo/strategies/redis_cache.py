@@ -8,7 +8,6 @@ finds its own owner in the record and answers as before.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import threading
 import weakref
@@ -17,126 +16,21 @@ from typing import Any
 
 import redis
 import redis.asyncio
+import redis.exceptions
 from redis.exceptions import NoScriptError
 
 from idempo.contracts import Colour, KeySpec, Layer, Site
 from idempo.errors import ColourMismatchError, ConfigurationError
 from idempo.layers import Leased
 from idempo.records import Answer, Call, Claimed, Completed, Done, InProgress, Orphan, Payload, Record
-from idempo.steps import Steps
+from idempo.scripts import CLAIM, COMPLETE, FILL, FORGET, LOOKUP, RELEASE, RENEW, SHA
+from idempo.steps import Pause, Steps
+from idempo.waiting import Patience, completion_policy
 
 __all__ = ["RedisCache"]
 
-_HEAD = """
-local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
-local function us(number) return string.format('%.0f', number) end
-"""
-
-_READ = "redis.call('HMGET', KEYS[1], 'state', 'owner', 'fence', 'attempt', 'fingerprint', 'lease', 'result')"
-
-# ARGV: owner, fingerprint, lease (us), keep (ms), fence of the orphan to take over, operation, scope, key
-_CLAIM = (
-    _HEAD
-    + f"local r = {_READ}\n"
-    + """
-local state = r[1]
-if state == 'completed' or state == 'failed' then
-  return {state, r[2], r[3], r[4], r[5], redis.call('PTTL', KEYS[1]), r[7]}
-end
-if state == 'running' then
-  if r[2] == ARGV[1] then return {'claimed', r[3], r[4]} end
-  local left = tonumber(r[6]) - now
-  if left > 0 then return {'running', r[5], us(left)} end
-  if r[3] ~= ARGV[5] then return {'orphan', r[5], r[3]} end
-end
-local fence, attempt = now, 1
-if state then
-  fence = math.max(tonumber(r[3]) + 1, now)
-  attempt = tonumber(r[4]) + 1
-end
-redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], 'state', 'running', 'owner', ARGV[1], 'fence', us(fence), 'attempt', attempt,
-  'fingerprint', ARGV[2], 'lease', us(now + ARGV[3]), 'created', us(now),
-  'operation', ARGV[6], 'scope', ARGV[7], 'key', ARGV[8])
-redis.call('PEXPIRE', KEYS[1], ARGV[4])
-return {'claimed', us(fence), attempt}
-"""
-)
-
-# ARGV: owner, state, result or "", "1" if there is a result, keep (ms)
-_COMPLETE = (
-    _HEAD
-    + """
-local r = redis.call('HMGET', KEYS[1], 'owner', 'state')
-if r[1] ~= ARGV[1] then return 0 end
-if r[2] == ARGV[2] then return 1 end
-if r[2] ~= 'running' then return 0 end
-redis.call('HSET', KEYS[1], 'state', ARGV[2], 'completed', us(now))
-if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'result', ARGV[3]) end
-redis.call('PEXPIRE', KEYS[1], ARGV[5])
-return 1
-"""
-)
-
-# The record stays, free: its count of attempts and its fence go on.
-_RELEASE = """
-local r = redis.call('HMGET', KEYS[1], 'owner', 'state')
-if r[1] ~= ARGV[1] or (r[2] ~= 'running' and r[2] ~= 'released') then return 0 end
-redis.call('HSET', KEYS[1], 'state', 'released')
-return 1
-"""
-
-# ARGV: owner, lease (us), keep (ms)
-_RENEW = (
-    _HEAD
-    + """
-local r = redis.call('HMGET', KEYS[1], 'owner', 'state')
-if r[1] ~= ARGV[1] or r[2] ~= 'running' then return 0 end
-redis.call('HSET', KEYS[1], 'lease', us(now + ARGV[2]))
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
-return 1
-"""
-)
-
-_LOOKUP = (
-    _HEAD
-    + """
-local r = redis.call('HMGET', KEYS[1], 'state', 'owner', 'fence', 'attempt', 'fingerprint', 'lease', 'result',
-  'created', 'completed', 'operation', 'scope', 'key')
-return {us(now), redis.call('PTTL', KEYS[1]), r}
-"""
-)
-
-_FORGET = (
-    _HEAD
-    + """
-local r = redis.call('HMGET', KEYS[1], 'state', 'lease')
-if not r[1] or r[1] == 'released' then return 0 end
-if r[1] == 'running' and tonumber(r[2]) > now then return 0 end
-return redis.call('DEL', KEYS[1])
-"""
-)
-
-# ARGV: owner, state, result or "", "1" if there is a result, keep (ms), fence, attempt, fingerprint,
-#       operation, scope, key
-_FILL = (
-    _HEAD
-    + """
-redis.call('DEL', KEYS[1])
-redis.call('HSET', KEYS[1], 'state', ARGV[2], 'owner', ARGV[1], 'fence', ARGV[6], 'attempt', ARGV[7],
-  'fingerprint', ARGV[8], 'lease', us(now), 'created', us(now), 'completed', us(now),
-  'operation', ARGV[9], 'scope', ARGV[10], 'key', ARGV[11])
-if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'result', ARGV[3]) end
-redis.call('PEXPIRE', KEYS[1], ARGV[5])
-return 1
-"""
-)
-
-_SHA = {
-    script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-    for script in (_CLAIM, _COMPLETE, _RELEASE, _RENEW, _LOOKUP, _FORGET, _FILL)
-}
+_ALL_IN_USE: type[Exception] | tuple[()] = getattr(redis.exceptions, "MaxConnectionsError", ())
+_POOL_SECONDS = 20.0
 
 
 class RedisCache:
@@ -185,7 +79,7 @@ class RedisLedger:
 
     def claim(self, call: Call, over: int | None) -> Steps[Answer]:
         answer = yield from self._script(
-            _CLAIM,
+            CLAIM,
             call.digest,
             call.owner,
             call.fingerprint,
@@ -207,19 +101,19 @@ class RedisLedger:
                 return Completed(payload, fingerprint, int(fence), int(attempt), int(keep_left) / 1000, owner)
 
     def complete(self, call: Call, payload: Payload) -> Steps[bool]:
-        done = yield from self._script(_COMPLETE, call.digest, call.owner, *_stored(payload), _ms(call.keep))
+        done = yield from self._script(COMPLETE, call.digest, call.owner, *_stored(payload), _ms(call.keep))
         return bool(done)
 
     def release(self, call: Call) -> Steps[bool]:
-        return bool((yield from self._script(_RELEASE, call.digest, call.owner)))
+        return bool((yield from self._script(RELEASE, call.digest, call.owner)))
 
     def renew(self, call: Call, lease: float) -> Steps[bool]:
         return bool(
-            (yield from self._script(_RENEW, call.digest, call.owner, _us(lease), _ms(lease + call.keep)))
+            (yield from self._script(RENEW, call.digest, call.owner, _us(lease), _ms(lease + call.keep)))
         )
 
     def lookup(self, digest: bytes) -> Steps[Record | None]:
-        now, keep_left, fields = yield from self._script(_LOOKUP, digest)
+        now, keep_left, fields = yield from self._script(LOOKUP, digest)
         state, _, fence, attempt, fingerprint, lease, result, created, completed, *readable = fields
         if state is None or state == b"released":
             return None
@@ -245,11 +139,11 @@ class RedisLedger:
         )
 
     def forget(self, digest: bytes) -> Steps[bool]:
-        return bool((yield from self._script(_FORGET, digest)))
+        return bool((yield from self._script(FORGET, digest)))
 
     def fill(self, call: Call, done: Done) -> Steps[None]:
         yield from self._script(
-            _FILL,
+            FILL,
             call.digest,
             call.owner,
             *_stored(done.payload),
@@ -261,17 +155,27 @@ class RedisLedger:
         )
 
     def _script(self, script: str, digest: bytes, *arguments: Any) -> Steps[Any]:
-        """One request. A server that does not know the script yet is sent its text."""
+        """One request; a client whose connections are all in use is asked again for a while."""
         client = self.clients.client(self.colour)
         yield from self.clients.ready(client)
         name = self.prefix + digest.hex().encode()
-        try:
-            # Results are bytes, whatever decode_responses says of the user's client.
-            return (
-                yield client.execute_command("EVALSHA", _SHA[script], 1, name, *arguments, NEVER_DECODE=True)
-            )
-        except NoScriptError:
-            return (yield client.execute_command("EVAL", script, 1, name, *arguments, NEVER_DECODE=True))
+        patience = Patience(completion_policy(_POOL_SECONDS))
+        while True:
+            try:
+                return (yield from _evaluate(client, script, name, *arguments))
+            except _ALL_IN_USE:
+                seconds = patience.next_pause(_POOL_SECONDS)
+                if seconds is None:
+                    raise
+            yield Pause(seconds)
+
+
+def _evaluate(client: Any, script: str, *arguments: Any) -> Steps[Any]:
+    # Results are bytes, whatever decode_responses says of the user's client.
+    try:
+        return (yield client.execute_command("EVALSHA", SHA[script], 1, *arguments, NEVER_DECODE=True))
+    except NoScriptError:
+        return (yield client.execute_command("EVAL", script, 1, *arguments, NEVER_DECODE=True))
 
 
 def _stored(payload: Payload) -> tuple[str, bytes, str]:

@@ -1,0 +1,123 @@
+"""The Lua scripts of the Redis ledger: one for each thing a ledger does, each over one key.
+
+A script reads the server's clock, compares owner and fence, and writes, atomically (Redis documentation, "Scripting with
+Lua"). Times are microseconds since 1970, UTC, except for retention, which is the key's own expiry, in milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+__all__ = ["CLAIM", "COMPLETE", "FILL", "FORGET", "LOOKUP", "RELEASE", "RENEW", "SHA"]
+
+_HEAD = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local function us(number) return string.format('%.0f', number) end
+"""
+
+_READ = "redis.call('HMGET', KEYS[1], 'state', 'owner', 'fence', 'attempt', 'fingerprint', 'lease', 'result')"
+
+# ARGV: owner, fingerprint, lease (us), keep (ms), fence of the orphan to take over, operation, scope, key
+CLAIM = (
+    _HEAD
+    + f"local r = {_READ}\n"
+    + """
+local state = r[1]
+if state == 'completed' or state == 'failed' then
+  return {state, r[2], r[3], r[4], r[5], redis.call('PTTL', KEYS[1]), r[7]}
+end
+if state == 'running' then
+  if r[2] == ARGV[1] then return {'claimed', r[3], r[4]} end
+  local left = tonumber(r[6]) - now
+  if left > 0 then return {'running', r[5], us(left)} end
+  if r[3] ~= ARGV[5] then return {'orphan', r[5], r[3]} end
+end
+local fence, attempt = now, 1
+if state then
+  fence = math.max(tonumber(r[3]) + 1, now)
+  attempt = tonumber(r[4]) + 1
+end
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], 'state', 'running', 'owner', ARGV[1], 'fence', us(fence), 'attempt', attempt,
+  'fingerprint', ARGV[2], 'lease', us(now + ARGV[3]), 'created', us(now),
+  'operation', ARGV[6], 'scope', ARGV[7], 'key', ARGV[8])
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+return {'claimed', us(fence), attempt}
+"""
+)
+
+# ARGV: owner, state, result or "", "1" if there is a result, keep (ms)
+COMPLETE = (
+    _HEAD
+    + """
+local r = redis.call('HMGET', KEYS[1], 'owner', 'state')
+if r[1] ~= ARGV[1] then return 0 end
+if r[2] == ARGV[2] then return 1 end
+if r[2] ~= 'running' then return 0 end
+redis.call('HSET', KEYS[1], 'state', ARGV[2], 'completed', us(now))
+if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'result', ARGV[3]) end
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
+return 1
+"""
+)
+
+# The record stays, free: its count of attempts and its fence go on.
+RELEASE = """
+local r = redis.call('HMGET', KEYS[1], 'owner', 'state')
+if r[1] ~= ARGV[1] or (r[2] ~= 'running' and r[2] ~= 'released') then return 0 end
+redis.call('HSET', KEYS[1], 'state', 'released')
+return 1
+"""
+
+# ARGV: owner, lease (us), keep (ms)
+RENEW = (
+    _HEAD
+    + """
+local r = redis.call('HMGET', KEYS[1], 'owner', 'state')
+if r[1] ~= ARGV[1] or r[2] ~= 'running' then return 0 end
+redis.call('HSET', KEYS[1], 'lease', us(now + ARGV[2]))
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return 1
+"""
+)
+
+LOOKUP = (
+    _HEAD
+    + """
+local r = redis.call('HMGET', KEYS[1], 'state', 'owner', 'fence', 'attempt', 'fingerprint', 'lease', 'result',
+  'created', 'completed', 'operation', 'scope', 'key')
+return {us(now), redis.call('PTTL', KEYS[1]), r}
+"""
+)
+
+FORGET = (
+    _HEAD
+    + """
+local r = redis.call('HMGET', KEYS[1], 'state', 'lease')
+if not r[1] or r[1] == 'released' then return 0 end
+if r[1] == 'running' and tonumber(r[2]) > now then return 0 end
+return redis.call('DEL', KEYS[1])
+"""
+)
+
+# ARGV: owner, state, result or "", "1" if there is a result, keep (ms), fence, attempt, fingerprint,
+#       operation, scope, key
+FILL = (
+    _HEAD
+    + """
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], 'state', ARGV[2], 'owner', ARGV[1], 'fence', ARGV[6], 'attempt', ARGV[7],
+  'fingerprint', ARGV[8], 'lease', us(now), 'created', us(now), 'completed', us(now),
+  'operation', ARGV[9], 'scope', ARGV[10], 'key', ARGV[11])
+if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'result', ARGV[3]) end
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
+return 1
+"""
+)
+
+SHA = {
+    script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+    for script in (CLAIM, COMPLETE, RELEASE, RENEW, LOOKUP, FORGET, FILL)
+}
+"""What a server knows each script by."""
