@@ -6,17 +6,14 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from idempo.errors import ConfigurationError, IdempoError
-from idempo.inspection import Inspection, Wanted, inspect, result_of, without_password
+from idempo.errors import IdempoError
+from idempo.inspection import Inspection, Wanted, inspect
+from idempo.presentation import cell, described, print_table, without_password
 from idempo.records import Record
 
 __all__ = ["app", "run"]
@@ -114,7 +111,9 @@ def demo(
     seed: Annotated[int, typer.Option(help="Which of them, and when.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Handle payment callbacks in several processes, kill some, and reconcile the ledger.
+    """Handle payments in processes that get killed.
+
+    Reads payment callbacks, handles them in several processes, kills some, and reconciles the ledger.
 
     A line is {"payment_no": "P-1", "event_id": "E-1", "amount": "12.34", "status": "paid"}, all of them strings. A
     payment number that comes again with the same amount is replayed; with another amount it is refused: the first one
@@ -129,7 +128,7 @@ def demo(
     from idempo.demo.screen import as_json as encoded
     from idempo.demo.screen import summary
 
-    if source not in (None, "-") and not Path(str(source)).is_file():
+    if source not in (None, "-") and (not Path(str(source)).exists() or Path(str(source)).is_dir()):
         raise typer.BadParameter(f"there is no file {source}", param_hint="--input")
     report = run_demo(source, url, workers=workers, kills=kills, seed=seed)
     if as_json:
@@ -147,7 +146,10 @@ def init(
     ddl: Annotated[bool, typer.Option("--ddl", "--dry-run", help="Only print the statements.")] = False,
     table: TableName = "idempo_records",
 ) -> None:
-    """Create the records table where it is missing, and print its statements."""
+    """Create the records table, and print its DDL.
+
+    A table that exists is left as it is. Redis needs none.
+    """
     with _store(url, table, "idempo:") as store:
         statements = store.schema()
         if not statements:
@@ -171,30 +173,16 @@ def list_records(
     table: TableName = "idempo_records",
     prefix: Prefix = "idempo:",
 ) -> None:
-    """List records within their retention, those that are kept longest first (Redis: in no order)."""
-    with _store(url, table, prefix) as store:
-        records = store.records(Wanted(limit, operation, state))
+    """List records within their retention.
+
+    Those that are kept longest come first; on Redis they come in no order.
+    """
+    records = _read(url, table, prefix, Wanted(limit, operation, state))
     if as_json:
-        print(json.dumps([_described(record, with_result) for record in records], indent=2))
+        print(json.dumps([described(record, with_result) for record in records], indent=2))
         return
-    shown = Table(
-        "operation", "scope", "key", "state", "attempt", "created", "keep left", box=None, pad_edge=False
-    )
-    if with_result:
-        shown.add_column("result")
-    for column in shown.columns:
-        column.overflow = "fold"
-    for record in records:
-        described = _described(record, with_result)
-        cells = [record.operation, record.scope, record.key, record.state, str(record.attempt)]
-        cells += [described["created"], f"{record.keep_left:.0f} s"]
-        shown.add_row(
-            *(Text(_cell(cell)) for cell in [*cells, *([described["result"]] if with_result else [])])
-        )
     if records:
-        # Fits a terminal; a file or a pipe gets each record whole, on one line.
-        width = None if sys.stdout.isatty() else 10_000
-        Console(markup=False, highlight=False, width=width).print(shown)
+        print_table(records, with_result)
     limited = ", and there may be more: --limit" if len(records) == limit else ""
     print(f"{len(records)} record{'' if len(records) == 1 else 's'}{limited}", file=sys.stderr)
 
@@ -209,15 +197,17 @@ def show(
     table: TableName = "idempo_records",
     prefix: Prefix = "idempo:",
 ) -> None:
-    """Show all records of one business key. Fails if there is none."""
-    with _store(url, table, prefix) as store:
-        records = store.records(Wanted(_SHOWN, operation, key=key))
+    """Show all records of one business key.
+
+    The key is written as `idempo list` prints it. Fails if there is none.
+    """
+    records = _read(url, table, prefix, Wanted(_SHOWN, operation, key=key))
     if as_json:
-        print(json.dumps([_described(record, with_result) for record in records], indent=2))
+        print(json.dumps([described(record, with_result) for record in records], indent=2))
     for number, record in enumerate([] if as_json else records):
         print("\n" * bool(number), end="")
-        for name, value in _described(record, with_result).items():
-            print(f"{name.replace('_', ' '):12} {_cell(value)}")
+        for name, value in described(record, with_result).items():
+            print(f"{name.replace('_', ' '):12} {cell(value)}")
     if not records:
         print(f"there is no record of the key {key!r}", file=sys.stderr)
         raise typer.Exit(1)
@@ -229,7 +219,10 @@ def purge(
     batch: Annotated[int, typer.Option(min=1, max=100_000, help="Records per transaction.")] = 1000,
     table: TableName = "idempo_records",
 ) -> None:
-    """Delete all records whose retention is over, in batches, and say how many."""
+    """Delete the records whose retention is over.
+
+    Goes on in batches until none is left, and says how many there were. On Redis they expire by themselves.
+    """
     with _store(url, table, "idempo:") as store:
         if not store.schema():
             print("nothing to purge: Redis lets records expire by itself", file=sys.stderr)
@@ -240,37 +233,12 @@ def purge(
     print(f"purged {total} record{'' if total == 1 else 's'}")
 
 
-# ---------------------------------------------------------------------------------------- how a record is told
-
-
-def _described(record: Record, with_result: bool) -> dict[str, Any]:
-    now = record.keep_until - record.keep_left
-    claimed = record.state in ("running", "orphan") and record.lease_until is not None
-    described = {
-        "operation": record.operation,
-        "scope": record.scope,
-        "key": record.key,
-        "state": record.state,
-        "attempt": record.attempt,
-        "fence": record.fence,
-        "created": _time(record.created_at),
-        "completed": None if record.completed_at is None else _time(record.completed_at),
-        "lease_left": max(0.0, round((record.lease_until or now) - now, 3)) if claimed else None,
-        "keep_until": _time(record.keep_until),
-        "keep_left": round(record.keep_left, 3),
-        "digest": record.digest.hex(),
-    }
-    return {**described, "result": result_of(record)} if with_result else described
-
-
-def _time(seconds: float) -> str:
-    try:
-        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
-    except (ValueError, OverflowError, OSError) as error:
-        raise ConfigurationError(f"the store has a time that is none: {seconds}") from error
-
-
-def _cell(value: object) -> str:
-    """A value on one line: nothing that a terminal would take for a command."""
-    text = "-" if value is None else str(value)
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+def _read(url: str, table: str, prefix: str, wanted: Wanted) -> list[Record]:
+    with _store(url, table, prefix) as store:
+        records = store.records(wanted)
+        if store.partial:
+            print(
+                "the store has too many keys to look at all of them: there may be more records",
+                file=sys.stderr,
+            )
+        return records

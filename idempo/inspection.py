@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from idempo.codec import codec_for
 from idempo.errors import ConfigurationError, LedgerUnavailableError
 from idempo.records import Record
 from idempo.steps import run
@@ -20,7 +19,7 @@ from idempo.steps import run
 if TYPE_CHECKING:
     from sqlalchemy import ColumnElement, Connection
 
-__all__ = ["STATES", "Inspection", "State", "Wanted", "inspect", "result_of", "without_password"]
+__all__ = ["STATES", "Inspection", "State", "Wanted", "inspect", "redis_client"]
 
 State: TypeAlias = Literal["running", "orphan", "completed", "failed"]
 STATES: tuple[State, ...] = ("running", "orphan", "completed", "failed")
@@ -47,6 +46,9 @@ class Wanted:
 
 class Inspection(Protocol):
     """A store seen from outside."""
+
+    partial: bool
+    """True if the last reading stopped before the end of the store."""
 
     def schema(self) -> str:
         """Return the statements that create the table; "" where there is none to create."""
@@ -76,30 +78,20 @@ def inspect(url: str, *, table: str = "idempo_records", prefix: str = "idempo:")
     return _SqlInspection(url, table)
 
 
-def without_password(text: str) -> str:
-    """A URL, or a text with URLs in it, as it may be shown."""
-    hidden = re.sub(r"(://[^:/@\s]*):\S*@", r"\1:***@", text)
-    return re.sub(r"(?i)([?&](?:password|passwd|pwd|sslpassword)=)[^&\s]*", r"\1***", hidden)
+def redis_client(url: str) -> Any:
+    """Return a client of redis-py, for a cluster too. Raises `ConfigurationError` for a URL that is none."""
+    import redis
 
-
-def result_of(record: Record) -> str | None:
-    """The stored first result as Python writes it, where it can be read without the function's own types.
-
-    None: there is none, for it runs still or it could not be stored.
-    """
-    if record.payload is None or record.payload.data is None:
-        return None
+    kind: Any = redis.RedisCluster if "+cluster" in url.partition("://")[0] else redis.Redis
     try:
-        value = codec_for().decode(record.payload.data)
-        if record.payload.state == "failed":
-            module, name, arguments, *_ = value
-            return f"raised {module}.{name}{tuple(arguments)!r}"
-        return repr(value)
-    except Exception as error:
-        return f"({len(record.payload.data)} bytes that cannot be read here: {type(error).__name__})"
+        return kind.from_url(url.replace("+cluster://", "://", 1))
+    except ValueError as error:
+        raise ConfigurationError(f"this is no Redis URL: {error}") from error
 
 
 class _SqlInspection:
+    partial = False
+
     def __init__(self, url: str, table: str) -> None:
         from idempo.connections import Database
         from idempo.sql import Records
@@ -186,18 +178,14 @@ class _SqlInspection:
 
 
 class _RedisInspection:
-    def __init__(self, url: str, prefix: str) -> None:
-        import redis
+    partial = False
 
+    def __init__(self, url: str, prefix: str) -> None:
         from idempo.strategies.redis_cache import RedisCache
 
         self._cache = RedisCache(url, prefix=prefix)
         self._prefix = prefix
-        kind: Any = redis.RedisCluster if "+cluster" in url.partition("://")[0] else redis.Redis
-        try:
-            self._client: Any = kind.from_url(url.replace("+cluster://", "://", 1))
-        except ValueError as error:
-            raise ConfigurationError(f"this is no Redis URL: {error}") from error
+        self._client = redis_client(url)
 
     def schema(self) -> str:
         return ""
@@ -214,7 +202,7 @@ class _RedisInspection:
 
         ledger = RedisLedger(self._cache._clients, self._prefix.encode(), "sync")
         operation, key = (None if text is None else text.encode() for text in (wanted.operation, wanted.key))
-        names = itertools.islice(self._names(), _SCANNED)
+        names = self._names()
         while batch := list(itertools.islice(names, 500)):
             with self._client.pipeline(transaction=False) as asked:
                 for name in batch:
@@ -234,6 +222,9 @@ class _RedisInspection:
         seen: set[bytes] = set()  # a scan may name a key twice
         for name in self._client.scan_iter(match=f"{escaped}*", count=1000):
             if ours.fullmatch(name) and name not in seen:
+                if len(seen) == _SCANNED:
+                    self.partial = True
+                    return
                 seen.add(name)
                 yield name
 

@@ -20,7 +20,7 @@ from sqlalchemy.pool import NullPool
 
 from idempo import RedisCache, UniqueInsert, idempotent
 from idempo.cli import main
-from idempo.inspection import without_password
+from idempo.presentation import without_password
 from tests.servers import Server, fresh_database
 
 SQL = ("sqlite", "postgres", "mariadb")
@@ -260,6 +260,18 @@ def test_other_keys_in_a_redis_are_left_out(redis_server: Server) -> None:
         client.hset("other", "operation", OPERATION)
     assert [one["key"] for one in json.loads(told("list", url, "--json"))] == ["A-1"]
     assert json.loads(told("list", url, "--json", "--prefix", "idempo*")) == []
+
+
+def test_a_redis_too_large_to_look_through_is_said_so(
+    redis_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = fresh_database(redis_server)
+    for number in range(5):
+        orders(url)(str(number))
+    monkeypatch.setattr("idempo.inspection._SCANNED", 3)
+    found = idempo("list", url, "--json")
+    assert len(json.loads(found.stdout)) == 3
+    assert "there may be more" in found.stderr
 
 
 # ------------------------------------------------------------------------------------------ purge

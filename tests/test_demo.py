@@ -220,7 +220,7 @@ def test_an_empty_file_is_fine(content: bytes, tmp_path: Path) -> None:
 
 def test_a_byte_order_mark_and_windows_line_ends_on_stdin() -> None:
     lines = [json.dumps(line(f"Zahlung-ä-{number}", "0.01")).encode() for number in range(3)]
-    words = [*COMMAND, "--json", "--input", "-", "--workers", "1"]
+    words = [*COMMAND, "--json", "--input", "-", "--workers", "1", "--kills", "0"]
     given = b"\xef\xbb\xbf" + b"\r\n".join(lines)
     found = subprocess.run(words, input=given, capture_output=True, timeout=100, check=True)
     report = json.loads(found.stdout)

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal
-from typing import Any
-
-import redis
 
 from idempo.decorator import idempotent
 from idempo.demo.callbacks import plain
 from idempo.demo.postings import KEEP, LEDGER, OPERATION, Entry, Post, Posting, amount_of
-from idempo.errors import ConfigurationError
+from idempo.inspection import redis_client
 from idempo.running import current
 from idempo.strategies.redis_cache import RedisCache
 
@@ -38,11 +35,7 @@ class RedisPostings:
 
     def __init__(self, url: str) -> None:
         self._cache = RedisCache(url)
-        kind: Any = redis.RedisCluster if "+cluster" in url.partition("://")[0] else redis.Redis
-        try:
-            self._client: Any = kind.from_url(url.replace("+cluster://", "://", 1))
-        except ValueError as error:
-            raise ConfigurationError(f"this is no Redis URL: {error}") from error
+        self._client = redis_client(url)
 
     def prepare(self) -> None:
         self._client.ping()

@@ -17,7 +17,7 @@ from idempo.demo.reconcile import Report, reconcile
 from idempo.demo.sample import bundled
 from idempo.demo.screen import Screen
 from idempo.demo.workers import handle
-from idempo.inspection import without_password
+from idempo.presentation import without_password
 
 __all__ = ["run_demo"]
 
