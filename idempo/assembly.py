@@ -111,14 +111,18 @@ def _bind(using: Strategy | Sequence[Strategy] | None, site: Site) -> tuple[Laye
             f"{site.operation}: using=[] names no strategy; leave it out for the embedded default"
         )
     for strategy in strategies:
-        if not callable(getattr(strategy, "bind", None)):
+        if isinstance(strategy, type) or not callable(getattr(strategy, "bind", None)):
             raise CompositionError(
-                f"{site.operation}: using= takes strategies such as UniqueInsert(...), not {type(strategy).__name__}"
+                f"{site.operation}: using= takes strategies such as UniqueInsert(...), not {_named(strategy)}"
             )
     if len({id(strategy) for strategy in strategies}) < len(strategies):
         raise CompositionError(f"{site.operation}: using= names the same strategy object twice")
     outer = tuple(strategy.bind(replace(site, tier=True)) for strategy in strategies[:-1])
     return (*outer, strategies[-1].bind(site))
+
+
+def _named(thing: Any) -> str:
+    return f"the class {thing.__name__}" if isinstance(thing, type) else type(thing).__name__
 
 
 def _colour(function: Any) -> Colour:
@@ -148,18 +152,16 @@ def _name_of(function: Any) -> str:
 
 
 def _operation_name(function: Any, name: str | None) -> str:
-    operation = _name_of(function) if name is None else name
-    if not operation or len(operation) > 255:
-        raise ConfigurationError(
-            f"name={operation[:300]!r}: the name of an operation has 1 to 255 characters"
-        )
+    operation: Any = _name_of(function) if name is None else name
+    if not isinstance(operation, str) or not 1 <= len(operation) <= 255:
+        raise ConfigurationError(f"name={operation!r:.300}: an operation is named with 1 to 255 characters")
     earlier = getattr(function, "__idempo__", None)
     if isinstance(earlier, Operation) and earlier.name == operation:
         raise CompositionError(
             f"{operation} is decorated twice under one name, so every call would wait for itself; put the strategies "
             "into one using=[...], or give one of them a name="
         )
-    return operation
+    return str(operation)
 
 
 def _hints(function: Any, names: Mapping[str, Any]) -> dict[str, Any]:

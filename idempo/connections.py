@@ -197,11 +197,16 @@ def _checked(source: str | URL) -> URL:
         ) from error
     if url.get_backend_name() not in _SYNC_DRIVERS:
         raise ConfigurationError(f"{url.get_backend_name()} is no database that idempo knows")
-    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+    if url.get_backend_name() == "sqlite" and _in_memory(url):
         raise ConfigurationError(
             "an in-memory SQLite database is another one in each thread; use Memory(), or a file"
         )
     return url
+
+
+def _in_memory(url: URL) -> bool:
+    database = url.database or ""
+    return database in ("", ":memory:") or "mode=memory" in str(url) or database.startswith("file::memory:")
 
 
 def _url_for(url: URL, colour: Colour) -> URL:

@@ -142,7 +142,7 @@ class Unit(Protocol):
         ...
 
     def close(self) -> Steps[None]:
-        """Undo the claim and the function's writes unless completed; let go of what is ours."""
+        """Undo the claim and the function's writes unless completed; let go of what is ours. Once is enough."""
         ...
 
     def again(self, error: BaseException) -> bool:

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 from idempo.canonical import framed, labelled
-from idempo.errors import KeyRefusedError
+from idempo.errors import ConfigurationError, KeyRefusedError
 from idempo.specs import Arguments, Field, Template, caller, entry_of
 
 __all__ = ["Fingerprint", "differing", "fingerprint_source"]
@@ -42,6 +42,10 @@ def fingerprint_source(
     """
     if spec is None:
         return lambda arguments, salt: b""
+    if not (spec is ... or callable(spec) or isinstance(spec, Sequence)):
+        raise ConfigurationError(
+            f"{operation}: fingerprint= takes names of parameters, templates, a callable or None, not {spec!r}"
+        )
     readers = _fingerprint_readers(spec, parameters, exclude, operation)
     names = sorted(readers)
     if not names:

@@ -250,6 +250,7 @@ def _run_in(
             raise RunAgain(error) from error
         if not unit.ambiguous(error):
             raise
+        yield Shielded(unit.close)  # its connection may be the only one there is
         first = yield from attempt(ledger.recall(call), call, terms)
         if first is None or first.owner != call.owner:
             raise unknown(call, terms, "the reply to the commit was lost", done.value) from error

@@ -1,7 +1,7 @@
 """The Lua scripts of the Redis ledger: one for each thing a ledger does, each over one key.
 
-A script reads the server's clock, compares owner and fence, and writes, atomically (Redis documentation, "Scripting with
-Lua"). Times are microseconds since 1970, UTC, except for retention, which is the key's own expiry, in milliseconds.
+A script reads the clock of the server, compares owner and fence, and writes, atomically (Redis documentation,
+"Scripting with Lua"). Times are microseconds since 1970, UTC. Retention is the expiry of the key, in milliseconds.
 """
 
 from __future__ import annotations

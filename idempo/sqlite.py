@@ -16,7 +16,8 @@ from idempo.dialects import Dialect, codes
 
 __all__ = ["SQLite"]
 
-_BUSY = 5
+_BUSY = 5  # the primary code, in the lowest byte
+_BUSY_SNAPSHOT = 517  # no wait helps: somebody wrote since this transaction has read
 
 
 class SQLite(Dialect):
@@ -40,4 +41,5 @@ class SQLite(Dialect):
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def is_busy(self, error: BaseException) -> bool:
-        return codes(error)[1] & 0xFF == _BUSY
+        number = codes(error)[1]
+        return number & 0xFF == _BUSY and number != _BUSY_SNAPSHOT

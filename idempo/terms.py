@@ -50,7 +50,7 @@ def terms_of(
         unknown_errors=_exceptions("unknown_errors", unknown_errors),
         codec=codec if codec is not None else codec_for(returns, operation=operation),
         max_result=max_result,
-        hooks=tuple(hooks),
+        hooks=_several("hooks", hooks),
     )
     _check_times(terms, operation)
     _check_callables(terms, operation, colour)
@@ -99,8 +99,15 @@ def _seconds(what: str, value: Duration, *, most: float) -> float:
     return float(value)
 
 
+def _several(what: str, values: Any) -> tuple[Any, ...]:
+    if not isinstance(values, Iterable):
+        takes = "callables of one Event" if what == "hooks" else "subclasses of Exception"
+        raise ConfigurationError(f"{what}= takes a list of {takes}, not {values!r}")
+    return tuple(values)
+
+
 def _exceptions(what: str, value: Any) -> tuple[type[Exception], ...]:
-    classes = (value,) if isinstance(value, type) else tuple(value)
+    classes = (value,) if isinstance(value, type) else _several(what, value)
     for one in classes:
         if not (isinstance(one, type) and issubclass(one, Exception)):
             raise ConfigurationError(f"{what}= takes subclasses of Exception, not {one!r}")

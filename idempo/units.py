@@ -44,7 +44,7 @@ class SqlUnit:
         self._savepoint = ""
         self._mark = ""
         self._transaction: Any = None
-        self._state: Literal["open", "refused", "claimed", "committing", "completed"] = "open"
+        self._state: Literal["open", "refused", "claimed", "committing", "completed", "closed"] = "open"
 
     def enter(self) -> Steps[None]:
         """Send the caller's pending writes, so that they are not undone together with the function's."""
@@ -120,11 +120,13 @@ class SqlUnit:
 
     def close(self) -> Steps[None]:
         """Undo the claim and the function's writes unless completed; let go of what is ours."""
+        ended, self._state = self._state, "closed"
+        if ended == "closed":
+            return
         try:
-            if self.owned:
-                if self._state != "completed":
-                    yield self._holder.rollback()
-            elif self._state in ("refused", "claimed", "committing"):
+            if self.owned and ended != "completed":
+                yield self._holder.rollback()
+            elif not self.owned and ended in ("refused", "claimed"):
                 yield on(self._holder, lambda holder: self._roll_back_to(holder, self._savepoint))
         except Exception as error:
             # The transaction is gone already, and so is what was written in it.
@@ -152,8 +154,9 @@ def connection_of(holder: Any) -> Connection:
 
 
 def transaction_of(holder: Any) -> Any:
-    """What lives as long as the transaction does."""
-    return holder.get_transaction() or holder
+    """What lives as long as the transaction does, the same for a session and for its connection."""
+    connection = connection_of(holder)
+    return connection.get_transaction() or connection
 
 
 def refuse_autocommit(connection: Connection, call: Call) -> None:
