@@ -93,11 +93,14 @@ class Database:
 
     @property
     def colour(self) -> Colour:
-        """The colour of what was given; of a URL, that of its driver, or of the loop that it was used in."""
+        """The colour of what was given; a URL is async inside a running event loop."""
         if self._given is not None:
             return "async" if is_async(self._given) else "sync"
-        driver = self._named.drivername.partition("+")[2]
-        return "async" if driver in _ASYNC_NAMES or self._made_in_loop else "sync"
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return "sync"
+        return "async"
 
     def check(self, colour: Colour, operation: str) -> None:
         """Raise `ColourMismatchError` if this database cannot serve functions of `colour`."""
@@ -143,14 +146,17 @@ class Database:
         return self._made
 
     def close(self) -> Steps[None]:
-        """Close the connections of the engines made from a URL."""
+        """Close the connections of the engines made from a URL; those of a loop that has ended are given up."""
         made, self._made = self._made, None
         if made is not None:
             made.dispose()
-        engines = list(self._made_in_loop.values())
+        engines = list(self._made_in_loop.items())
         self._made_in_loop.clear()
-        for engine in engines:
-            yield engine.dispose()
+        for loop, engine in engines:
+            if loop.is_running():
+                yield engine.dispose()
+            else:
+                engine.sync_engine.dispose(close=False)
 
     def autocommit(self, colour: Colour, work: Callable[[Connection], T]) -> Steps[T]:
         """Do `work` with a connection whose every statement is a transaction of its own.

@@ -82,14 +82,15 @@ class UniqueInsert:
         return Leased.at(site, store, "UniqueInsert", key=self._key, required=self._required)
 
     def create_schema(self) -> Any:
-        """Create the records table if it does not exist; awaitable with an async engine.
+        """Create the records table if it does not exist; awaitable with an async engine, or inside an event loop.
 
         Raises `ConfigurationError` without a source, and the driver's errors.
         """
         return self._now(lambda colour: self._needed().autocommit(colour, lambda c: create(c, self.records)))
 
     def purge(self, batch: int = 1000) -> Any:
-        """Delete up to `batch` records whose retention is over; return how many. Awaitable with an async engine.
+        """Delete up to `batch` records whose retention is over; return how many. Awaitable with an async engine, or inside an
+        event loop.
 
         Call it again until it returns 0. A purge never touches a record within its retention.
         """
