@@ -70,7 +70,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _expected(error: BaseException) -> bool:
     """True for what goes wrong outside: stores, files, arguments. Anything else is a bug, and shows where it is."""
-    from idempo.demo.workers import WorkersError
+    from idempo.demo.crew import WorkersError
 
     root = type(error).__module__.partition(".")[0]
     return isinstance(error, IdempoError | OSError | WorkersError) or root in ("sqlalchemy", "redis")

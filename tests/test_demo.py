@@ -286,8 +286,9 @@ def test_a_store_that_does_not_answer_is_one_line(url: str) -> None:
 # ------------------------------------------------------------------------------------------ nothing stays behind
 
 
-def _children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def _descendants(pid: int) -> list[int]:
+    children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [one for child in children for one in (child, *_descendants(child))]
 
 
 def _gone(pid: int) -> bool:
@@ -317,7 +318,7 @@ def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_no_process_stays_behind(
     running: subprocess.Popen[str], number: signal.Signals, tmp_path: Path
 ) -> None:
-    children = _children(running.pid)
+    children = _descendants(running.pid)
     assert len(children) >= 4
     os.killpg(running.pid, number) if number == signal.SIGINT else running.send_signal(number)
     out, err = running.communicate(timeout=20)

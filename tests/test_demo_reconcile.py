@@ -7,9 +7,10 @@ from decimal import Decimal
 import pytest
 
 from idempo.demo.callbacks import Callback, Feed
+from idempo.demo.crew import Handled
 from idempo.demo.postings import Entry
 from idempo.demo.reconcile import Report, reconcile
-from idempo.demo.workers import Answer, Handled
+from idempo.demo.worker import Answer
 
 ONE, TWO, FORGED = Decimal("1.00"), Decimal("2.00"), Decimal("9.00")
 LINES = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,13 +81,14 @@ class Postings(Protocol):
 
 def open_postings(url: str) -> Postings:
     """Return the ledger in the store of `url`. Raises `ConfigurationError` for one that idempo does not know."""
-    if re.match(r"(rediss?(\+cluster)?|unix)://", url):
-        from idempo.demo.redis_postings import RedisPostings
+    postings: Postings = importlib.import_module(module_for(url)).open_postings(url)
+    return postings
 
-        return RedisPostings(url)
-    from idempo.demo.sql_postings import SqlPostings
 
-    return SqlPostings(url)
+def module_for(url: str) -> str:
+    """The module for the store of `url`; the drivers of the other kind are not loaded."""
+    redis = re.match(r"(rediss?(\+cluster)?|unix)://", url)
+    return "idempo.demo.redis_postings" if redis else "idempo.demo.sql_postings"
 
 
 def amount_of(stored: object) -> Decimal:

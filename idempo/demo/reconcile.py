@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 
 from idempo.demo.callbacks import Callback, Feed, money, plain
+from idempo.demo.crew import Handled
 from idempo.demo.postings import Entry
-from idempo.demo.workers import Answer, Handled
+from idempo.demo.worker import Answer
 
 __all__ = ["Report", "reconcile"]
 

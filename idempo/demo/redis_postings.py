@@ -17,7 +17,7 @@ from idempo.inspection import redis_client
 from idempo.running import current
 from idempo.strategies.redis_cache import RedisCache
 
-__all__ = ["RedisPostings"]
+__all__ = ["RedisPostings", "open_postings"]
 
 _RUNS = "{" + LEDGER + "}:runs"  # in the same slot of a cluster
 _LEASE = 2.0  # after so many seconds a repeat takes over from a killed worker
@@ -79,3 +79,6 @@ def _entry(stored: bytes) -> Entry:
         return Entry(text[0], text[1], amount_of(value["amount"]), text[2])
     except (ValueError, TypeError, KeyError):
         return Entry(stored.decode("utf-8", "replace")[:80], "", Decimal("NaN"), "")
+
+
+open_postings = RedisPostings

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from idempo.demo.callbacks import read
+from idempo.demo.crew import handle
 from idempo.demo.postings import open_postings
 from idempo.demo.reconcile import Report, reconcile
 from idempo.demo.sample import bundled
 from idempo.demo.screen import Screen
-from idempo.demo.workers import handle
 from idempo.presentation import without_password
 
 __all__ = ["run_demo"]

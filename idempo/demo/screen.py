@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from idempo.demo.callbacks import plain
+from idempo.demo.crew import Handled
 from idempo.demo.reconcile import Report
-from idempo.demo.workers import Handled
 
 __all__ = ["Screen", "as_json", "summary"]
 

@@ -18,7 +18,7 @@ from idempo.schema import create
 from idempo.sql import Records
 from idempo.strategies.unique_insert import UniqueInsert
 
-__all__ = ["SqlPostings"]
+__all__ = ["SqlPostings", "open_postings"]
 
 
 class _Amount(TypeDecorator[Decimal]):
@@ -106,3 +106,6 @@ class SqlPostings:
     def close(self) -> None:
         engine: Any = self._database.engine("sync")
         engine.dispose()
+
+
+open_postings = SqlPostings

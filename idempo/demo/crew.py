@@ -1,4 +1,4 @@
-"""The processes that handle callbacks, and the parent that hands out lines and kills a worker now and then.
+"""The parent of the workers: it hands out lines and kills a worker now and then.
 
 A worker has one line in hand at a time, so the parent knows what a killed one had, and gives it to another. A line may
 therefore be handled more than once, but it is answered once. No process outlives the parent: a worker whose pipe is
@@ -8,7 +8,6 @@ closed at the other end returns.
 from __future__ import annotations
 
 import contextlib
-import logging
 import multiprocessing
 import random
 import signal
@@ -17,38 +16,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from idempo.demo.callbacks import Callback
-from idempo.demo.postings import Post, open_postings
-from idempo.errors import FingerprintMismatchError, IdempoError
+from idempo.demo.postings import module_for
+from idempo.demo.worker import Answer, serve
 
-__all__ = ["Answer", "Handled", "WorkersError", "handle"]
+__all__ = ["Handled", "WorkersError", "handle"]
 
-_TRIES = 5
 _DEATHS = 3  # of their own accord, one after the other, before we stop hiring
 _MOMENT = 0.004  # seconds within which a worker is killed: as long as a line takes
 
 
 class WorkersError(Exception):
     """The workers cannot do their work."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a worker says about one line."""
-
-    line: int
-    kind: str
-    """executed, replayed or refused; or failed, with the reason as `detail`."""
-    amount: Decimal | None = None
-    """The amount that the first result of this payment has."""
-    retries: int = 0
-    """How often the store could not give a definite answer, so that the line was handled again."""
-    detail: str = ""
 
 
 @dataclass(slots=True)
@@ -62,52 +45,9 @@ class Handled:
     retries: int = 0
 
 
-# ---------------------------------------------------------------------------------------- in the worker's process
-
-
-def serve(pipe: Connection, url: str, run: str) -> None:
-    """Answer lines until the parent closes its end, or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of us: the parent decides
-    logging.getLogger("idempo").addHandler(logging.NullHandler())  # takeovers are expected here
-    with contextlib.suppress(EOFError, OSError):
-        try:
-            postings = open_postings(url)
-            post = postings.handler(run)
-        except Exception as error:
-            pipe.send(Answer(0, "failed", detail=_reason(error)))
-            return
-        pipe.send(None)
-        while True:
-            pipe.send(_answer(post, pipe.recv()))
-
-
-def _answer(post: Post, callback: Callback) -> Answer:
-    detail = ""
-    for retries in range(_TRIES):
-        try:
-            outcome = post(callback.payment_no, callback.event_id, callback.amount)
-        except FingerprintMismatchError:
-            return Answer(callback.line, "refused", retries=retries)
-        except Exception as error:  # busy, gone, or unknown: asking again is what the key is for
-            detail = _reason(error)
-            time.sleep(0.05 * 2**retries)
-        else:
-            kind = "replayed" if outcome.replayed else "executed"
-            return Answer(callback.line, kind, outcome.value.amount, retries)
-    return Answer(callback.line, "failed", detail=detail)
-
-
-def _reason(error: BaseException) -> str:
-    cause = error.__cause__ if isinstance(error, IdempoError) and error.__cause__ is not None else None
-    return f"{type(error).__name__}: {error}" + (f" ({type(cause).__name__}: {cause})" if cause else "")
-
-
-# ---------------------------------------------------------------------------------------- in the parent
-
-
 @dataclass(eq=False, slots=True)
 class _Worker:
-    process: SpawnProcess
+    process: BaseProcess
     pipe: Connection
     ready: bool = False
     callback: Callback | None = None
@@ -152,6 +92,7 @@ class _Crew:
         self.handled = Handled()
         self._todo = deque(callbacks)
         self._url, self._run, self._rng, self._watch = url, run, rng, watch
+        self._context = _context(url)
         self._workers: dict[Connection, _Worker] = {}
         self._deaths = 0
         # A kill is due when so many lines are answered; not at the very end, so that there is work to be killed at.
@@ -159,9 +100,8 @@ class _Crew:
         self._due = sorted(rng.randrange(last) for _ in range(kills)) if callbacks else []
 
     def hire(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, self._url, self._run), daemon=True)
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=serve, args=(theirs, self._url, self._run), daemon=True)
         with _deaf():
             process.start()
         theirs.close()  # now its end is open in the worker only: when it dies, ours says so
@@ -231,6 +171,19 @@ class _Crew:
                 worker.process.kill()
                 worker.process.join()
         self._workers.clear()
+
+
+def _context(url: str) -> Any:
+    """How processes are started: new ones, that inherit nothing from us but their end of the pipe.
+
+    Where the system can do that, they are forks of a helper that has the modules loaded, so that one in place of a
+    killed one is there at once. The helper ends when we do.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([serve.__module__, module_for(url)])
+    return context
 
 
 @contextlib.contextmanager
