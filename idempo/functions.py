@@ -44,13 +44,13 @@ class Idempotent(Protocol[P, R]):
         ...
 
     def lookup(self, *args: P.args, **kwargs: P.kwargs) -> Record | None:
-        """Return the record of such a call, or None. Runs nothing. Raises the driver's errors."""
+        """Return the record of such a call, or None. Runs nothing. Raises `LedgerUnavailableError`."""
         ...
 
     def forget(self, *args: P.args, **kwargs: P.kwargs) -> bool:
         """Delete the record of such a call, so that the next one runs; True if there was one.
 
-        Raises `InProgressError` while it runs.
+        Raises `InProgressError` while it runs, and `LedgerUnavailableError`.
         """
         ...
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from idempo.asking import ask
 from idempo.contracts import Colour, Inner, Layer, Terms
 from idempo.errors import IdempoError, InProgressError
 from idempo.guarantees import Explanation, Orphans, explain
@@ -115,7 +116,7 @@ class Operation:
 
     def lookup(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Steps[Record | None]:
         call = self.call(args, kwargs)
-        record = yield from self.layers[-1].lookup(call)
+        record = yield from ask(self.layers[-1].lookup(call), call, self.terms)
         if record is None or record.payload is None:
             return record
         try:
@@ -126,7 +127,7 @@ class Operation:
 
     def forget(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Steps[bool]:
         call = self.call(args, kwargs)
-        record = yield from self.layers[-1].lookup(call)
+        record = yield from ask(self.layers[-1].lookup(call), call, self.terms)
         if record is not None and record.state == "running":
             raise InProgressError(
                 "this key is running right now, and a claim is never taken from a running function; forget it later",
@@ -136,7 +137,7 @@ class Operation:
             )
         forgotten = False
         for layer in reversed(self.layers):  # the record first: a tier must not be filled from it again
-            forgotten |= yield from layer.forget(call)
+            forgotten |= yield from ask(layer.forget(call), call, self.terms)
         return forgotten
 
     def explain(self) -> Explanation:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, TextClause
@@ -60,7 +60,7 @@ def _alone(connection: Connection, statement: TextClause | str, values: dict[str
     return Answered(result.fetchone() if result.returns_rows else None, result.rowcount)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _compiled(statement: TextClause, dialect: Dialect) -> str:
     return str(statement.compile(dialect=dialect))
 
