@@ -70,7 +70,7 @@ def runnable(page: Path) -> list[Block]:
 def module(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[types.ModuleType]:
-    """The namespace of a page: a module, since stored classes are found by their module."""
+    """The namespace of a page, as of a script: stored classes are found by their module."""
     page: Path = request.param
     for variable, fixture in SERVERS.items():
         if any(variable in block.code for block in runnable(page)):
@@ -78,10 +78,9 @@ def module(
             monkeypatch.setenv(variable, fresh_database(server))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("IDEMPO_URL", raising=False)
-    name = "page_" + re.sub(r"\W", "_", name_of(page).removesuffix(".md").lower())
-    made = types.ModuleType(name)
+    made = types.ModuleType("__main__")
     made.__file__ = str(page)
-    monkeypatch.setitem(sys.modules, name, made)
+    monkeypatch.setitem(sys.modules, "__main__", made)
     yield made
     for value in list(vars(made).values()):
         if isinstance(value, Engine):
@@ -206,6 +205,15 @@ def test_the_commands_that_pages_name_exist() -> None:
         named += re.findall(r"`idempo (\w+)", text)
         assert set(named) <= there, name_of(page)
     assert there <= set(re.findall(r"`idempo (\w+)", page_named("docs/reference/command-line.md")))
+
+
+def test_every_option_is_in_the_reference() -> None:
+    typer = pytest.importorskip("typer")
+    app: Any = pytest.importorskip("idempo.commands").app
+    reference = page_named("docs/reference/command-line.md")
+    for name, command in typer.main.get_command(app).commands.items():
+        for option in (one for parameter in command.params for one in parameter.opts if one.startswith("--")):
+            assert f"`{option}" in reference, f"idempo {name} {option}"
 
 
 def test_one_word_has_one_meaning() -> None:
