@@ -163,11 +163,11 @@ def test_every_public_name_is_in_the_reference() -> None:
 def test_every_parameter_is_in_the_reference() -> None:
     decorator, strategies = (page_named(f"docs/reference/{name}.md") for name in ("decorator", "strategies"))
     for name in inspect.signature(idempo.idempotent).parameters:
-        assert f"| `{name}" in decorator, name
+        assert f"| `{name}` |" in decorator, name
     for strategy in (idempo.Memory, idempo.UniqueInsert, idempo.RedisCache):
         section = strategies.partition(f"## {strategy.__name__}\n")[2].partition("\n## ")[0]
         for name in inspect.signature(strategy).parameters:
-            assert f"| `{name}" in section, f"{strategy.__name__}({name}=)"
+            assert f"| `{name}` |" in section, f"{strategy.__name__}({name}=)"
 
 
 def test_the_table_of_errors_is_right() -> None:
