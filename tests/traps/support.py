@@ -169,6 +169,11 @@ class Running:
         except BaseException as error:
             self._found[index] = error
 
+    def cancel(self) -> None:
+        """Cancel the tasks; threads cannot be."""
+        for task in self._tasks:
+            task.cancel()
+
     def results(self) -> Steps[list[Any]]:
         """Values and exceptions, in order."""
         if self._colour == "sync":
