@@ -1,19 +1,19 @@
-"""Asking a ledger: what its silence means before the function has started, and what it means beside the answer."""
+"""Asking a ledger, and what its silence means before the function has started or beside the answer; asking a probe."""
 
 from __future__ import annotations
 
 from typing import TypeVar
 
 from idempo.contracts import Terms
-from idempo.errors import IdempoError
+from idempo.errors import ConfigurationError, IdempoError
 from idempo.events import tell
-from idempo.records import Call
+from idempo.records import RERUN, Call, Done, Found
 from idempo.steps import Steps
-from idempo.verdicts import unavailable
+from idempo.verdicts import first_value, unavailable
 
 T = TypeVar("T")
 
-__all__ = ["RunAgain", "ask", "attempt"]
+__all__ = ["RunAgain", "ask", "attempt", "judge"]
 
 
 class RunAgain(Exception):
@@ -42,3 +42,19 @@ def attempt(steps: Steps[T], call: Call, terms: Terms) -> Steps[T | None]:
     except Exception as error:
         tell(terms.hooks, "unavailable", call, type(error).__name__)
         return None
+
+
+def judge(call: Call, terms: Terms) -> Steps[Done | None]:
+    """Ask the user's probe whether the effect of an orphan happened. None: run the function."""
+    if not callable(terms.on_orphan):
+        return None
+    verdict = yield terms.on_orphan(call)
+    if isinstance(verdict, Found):
+        return first_value(verdict.value, call, terms)
+    if verdict is RERUN:
+        return None
+    raise ConfigurationError(
+        f"an on_orphan probe returns Found(value) or RERUN, not {type(verdict).__name__}",
+        operation=call.operation,
+        key=call.key,
+    )

@@ -19,7 +19,7 @@ from sqlalchemy.pool import NullPool
 from idempo.contracts import Colour
 from idempo.dialects import is_conflict, is_disconnect
 from idempo.errors import ColourMismatchError, ConfigurationError
-from idempo.steps import Pause, Steps
+from idempo.steps import Pause, Steps, ending
 
 if TYPE_CHECKING:
     # Needs greenlet, which is there only for those who want SQLAlchemy to be async.
@@ -169,15 +169,12 @@ class Database:
         while True:
             connection = yield engine.connect()
             try:
-                result: T = yield on(connection, work)
-                return result
+                return (yield from ending(_do(connection, work), connection.close))
             except Exception as error:
                 tries += 1
                 lost = tries == 1 and is_disconnect(error)
                 if not (lost or (is_conflict(error) and tries < _TRIES)):
                     raise
-            finally:
-                yield connection.close()
             yield Pause(0.002 * 2**tries)
 
     def _after_fork(self) -> None:
@@ -190,6 +187,11 @@ class Database:
         for engine in engines:
             if engine is not None:
                 getattr(engine, "sync_engine", engine).dispose(close=False)
+
+
+def _do(connection: Any, work: Callable[[Connection], T]) -> Steps[T]:
+    result: T = yield on(connection, work)
+    return result
 
 
 def _checked(source: str | URL) -> URL:

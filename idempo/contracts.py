@@ -141,6 +141,10 @@ class Unit(Protocol):
         """Undo what the function has written since the claim, and keep the claim."""
         ...
 
+    def abandon(self, call: Call) -> Steps[None]:
+        """Undo what the function has written, and leave its claim behind as an orphan."""
+        ...
+
     def close(self) -> Steps[None]:
         """Undo the claim and the function's writes unless completed; let go of what is ours. Once is enough."""
         ...

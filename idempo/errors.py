@@ -61,7 +61,11 @@ def _rebuild(cls: type[IdempoError], args: tuple[object, ...], state: dict[str, 
 
 
 class ConfigurationError(IdempoError):
-    """The decorator or a strategy was put together wrongly. Raised while decorating, never during a call."""
+    """The decorator or a strategy was put together wrongly.
+
+    Raised while decorating, and during a call where only the call can show it: no session and nothing to open one
+    with, a connection without transactions, a probe that answers something else. `ran` is False: nothing was done.
+    """
 
 
 class ColourMismatchError(ConfigurationError):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from idempo.contracts import Inner, KeySpec, Ledger, Site, Terms
+from idempo.errors import CompositionError
 from idempo.guarantees import Part, Role
 from idempo.protocol import once, tier
 from idempo.records import Call, Done, Record
@@ -42,6 +43,11 @@ class Leased:
         A ledger outside another one is a tier, which only replays, unless it has a `key` of its own: that one must
         be claimed, since the record inside does not know it.
         """
+        if not required and (not site.tier or key is not None):
+            raise CompositionError(
+                f"{site.operation}: required=False is for a {name} in front of another ledger and under its key; one "
+                "that keeps the record, or claims a key of its own, cannot be passed by"
+            )
         rekey = None if key is None else site.rekeyed(key)
         terms = site.terms
         if site.tier:

@@ -1,8 +1,8 @@
 """The heart: what happens on the first call, on a replay, under contention and on failure.
 
 A strategy is asked from outside inwards, the function is innermost, and completion runs inside out. `once` is the
-protocol of a ledger that claims under a lease, `joined` that of a record in the business transaction, `tier` that of a
-ledger in front of another one. They are generators without I/O (see `steps`): tests step through every interleaving.
+protocol of a ledger that claims under a lease, `tier` that of a ledger in front of another one; that of a record in the
+business transaction is in `joining`. They are generators without I/O (see `steps`): tests step through every schedule.
 """
 
 from __future__ import annotations
@@ -12,21 +12,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, assert_never
 
-from idempo.asking import RunAgain, ask, attempt
-from idempo.contracts import Inner, JoinedLedger, Layer, Ledger, Terms, Unit
-from idempo.errors import ConfigurationError, IdempoError
+from idempo.asking import ask, attempt, judge
+from idempo.contracts import Inner, Layer, Ledger, Terms
+from idempo.errors import IdempoError
 from idempo.events import tell
 from idempo.leases import KeepAlive
-from idempo.records import MISSING, RERUN, Answer, Call, Claimed, Completed, Done, Found, InProgress, Orphan
+from idempo.records import MISSING, Call, Claimed, Completed, Done, InProgress, Orphan
 from idempo.steps import Pause, Shielded, Steps
 from idempo.verdicts import (
     check_arguments,
-    first_value,
     lost,
     orphaned,
     pause,
     replay,
-    unavailable,
     unknown,
     unwritten,
     value_of,
@@ -35,7 +33,7 @@ from idempo.waiting import Patience
 
 T = TypeVar("T")
 
-__all__ = ["compose", "joined", "once", "tier"]
+__all__ = ["compose", "once", "tier"]
 
 
 def compose(layers: Sequence[Layer], function: Inner) -> Inner:
@@ -143,26 +141,11 @@ def _renew(ledger: Ledger, call: Call, terms: Terms) -> Steps[bool]:
 def _probe(ledger: Ledger, call: Call, terms: Terms) -> Steps[Done | None]:
     """We took over an orphan: let the user's probe judge whether its effect happened. None: run the function."""
     try:
-        return (yield from _judge(call, terms))
+        return (yield from judge(call, terms))
     except Exception:
         # Nothing is known yet: an orphan again, for the next call to judge.
         yield from attempt(ledger.renew(call, 0), call, terms)
         raise
-
-
-def _judge(call: Call, terms: Terms) -> Steps[Done | None]:
-    if not callable(terms.on_orphan):
-        return None
-    verdict = yield terms.on_orphan(call)
-    if isinstance(verdict, Found):
-        return first_value(verdict.value, call, terms)
-    if verdict is RERUN:
-        return None
-    raise ConfigurationError(
-        f"an on_orphan probe returns Found(value) or RERUN, not {type(verdict).__name__}",
-        operation=call.operation,
-        key=call.key,
-    )
 
 
 def _winner(ledger: Ledger, call: Call, terms: Terms) -> Steps[Any]:
@@ -175,90 +158,6 @@ def _winner(ledger: Ledger, call: Call, terms: Terms) -> Steps[Any]:
     except IdempoError:
         return MISSING
     return value if error is None else error
-
-
-def joined(ledger: JoinedLedger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
-    """The same in the business transaction: record, business writes and result commit together or not at all."""
-    patience = Patience(terms.wait)
-    again = Patience(terms.completing)
-    over: int | None = None
-    while True:
-        unit = yield from ask(ledger.open(call), call, terms)
-        if isinstance(unit, Completed):
-            return replay(unit, call, terms)
-        try:
-            yield from unit.enter()
-            answer = yield from ask(_claim_in(unit, call, terms, over, patience.at_once), call, terms)
-            match answer:
-                case Claimed(fence, attempt):
-                    mine = replace(call, fence=fence, attempt=attempt, arguments=unit.arguments)
-                    tell(terms.hooks, "claimed" if over is None else "took over", mine)
-                    return (yield from _run_in(ledger, unit, mine, terms, inner, orphan=over is not None))
-                case Completed():
-                    return replay(answer, call, terms)
-                case InProgress(fingerprint, lease_left):
-                    check_arguments(fingerprint, call, terms)
-                    waiting = pause(patience, call, terms, lease_left)
-                case Orphan(fingerprint, over):
-                    check_arguments(fingerprint, call, terms)
-                    if terms.on_orphan == "refuse":
-                        raise orphaned(call, terms)
-                    continue
-                case _:
-                    assert_never(answer)
-        except RunAgain as undone:
-            seconds = again.next_pause(call.lease)
-            if seconds is None:
-                raise undone.otherwise from undone.otherwise.__cause__
-            waiting = Pause(seconds)
-        finally:
-            yield Shielded(unit.close)
-        yield waiting
-
-
-def _claim_in(unit: Unit, call: Call, terms: Terms, over: int | None, wait: float) -> Steps[Answer]:
-    try:
-        return (yield from unit.claim(call, over, wait))
-    except Exception as error:
-        if unit.again(error):
-            raise RunAgain(unavailable(call, terms, error)) from error
-        raise
-
-
-def _run_in(
-    ledger: JoinedLedger, unit: Unit, call: Call, terms: Terms, inner: Inner, *, orphan: bool
-) -> Steps[Done]:
-    try:
-        # An orphan here is a function that committed by itself, half way, and vanished.
-        done = (yield from _judge(call, terms)) if orphan else None
-        if done is None:
-            done = yield from inner(call)
-        if done.error is not None:
-            yield from unit.undo_writes()
-    except terms.unknown_errors as error:
-        raise unknown(call, terms, type(error).__name__) from error
-    except Exception as error:
-        tell(terms.hooks, "released", call)
-        if unit.again(error):
-            raise RunAgain(error) from error
-        raise
-    payload = done.payload
-    try:
-        kept = yield Shielded(lambda: unit.complete(call, payload))
-    except Exception as error:
-        if unit.again(error):
-            raise RunAgain(error) from error
-        if not unit.ambiguous(error):
-            raise
-        yield Shielded(unit.close)  # its connection may be the only one there is
-        first = yield from attempt(ledger.recall(call), call, terms)
-        if first is None or first.owner != call.owner:
-            raise unknown(call, terms, "the reply to the commit was lost", done.value) from error
-        kept = True
-    if not kept:
-        raise lost(call, terms, done.value, MISSING)
-    tell(terms.hooks, "completed" if done.error is None else "failed", call)
-    return replace(done, durable=unit.owned)
 
 
 def tier(ledger: Ledger, call: Call, terms: Terms, inner: Inner, *, required: bool) -> Steps[Done]:

@@ -177,7 +177,7 @@ class Outcome(Generic[T]):
 
     value: T
     replayed: bool
-    """False if this call ran the function, True if it was answered from the first result."""
+    """True if this call was answered from the first result; False if it made it, by the function or by a probe."""
     key: str
     """The business key as people read it."""
     attempt: int
@@ -206,4 +206,4 @@ class Record:
     payload: Payload | None = field(repr=False)
     """The stored first result, encoded; None while it runs."""
     value: Any = MISSING
-    """The decoded first result; `MISSING` while it runs, for a failed record, and where it could not be stored."""
+    """The decoded first result, for a failed record its exception; `MISSING` while it runs, and where there is none."""

@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 Steps: TypeAlias = Generator[Any, Any, T]
 
-__all__ = ["Pause", "Request", "Shielded", "Steps", "arun", "run"]
+__all__ = ["Pause", "Request", "Shielded", "Steps", "arun", "ending", "run"]
 
 
 class Request:
@@ -74,6 +74,22 @@ async def arun(steps: Steps[T]) -> T:
     except StopIteration as stop:
         result: T = stop.value
         return result
+
+
+def ending(steps: Steps[T], end: Callable[[], Any]) -> Steps[T]:
+    """Take `steps`, and wait for `end()` however they end, like a `finally`.
+
+    Only where nobody drives the steps any more there is nobody to wait: then what they held is left to its owner.
+    """
+    try:
+        result = yield from steps
+    except GeneratorExit:
+        raise
+    except BaseException:
+        yield end()
+        raise
+    yield end()
+    return result
 
 
 @dataclass(frozen=True, slots=True)

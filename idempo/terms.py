@@ -85,8 +85,8 @@ def _check_callables(terms: Terms, operation: str, colour: Colour) -> None:
         if not callable(getattr(terms.codec, method, None)):
             raise ConfigurationError(f"{operation}: codec= needs a method {method}()")
     for hook in terms.hooks:
-        if not callable(hook):
-            raise ConfigurationError(f"{operation}: hooks= takes callables of one Event, not {hook!r}")
+        if inspect.iscoroutinefunction(hook) or not callable(hook):
+            raise ConfigurationError(f"{operation}: hooks= takes plain callables of one Event, not {hook!r}")
 
 
 def _seconds(what: str, value: Duration, *, most: float) -> float:

@@ -17,7 +17,7 @@ from idempo.contracts import Colour, Inner, Site, Terms, Unit
 from idempo.dialects import Dialect, is_missing_table
 from idempo.errors import ColourMismatchError, CompositionError, ConfigurationError
 from idempo.guarantees import Part
-from idempo.protocol import joined
+from idempo.joining import joined
 from idempo.records import Call, Completed, Done, Record
 from idempo.schema import create, dialect_of, missing_table
 from idempo.sql import Records
@@ -65,7 +65,7 @@ class JoinedRecords:
     colour: Colour
     hint: Any
     marks: bool
-    """True if an exception can be a result: then the function's writes are undone without the claim."""
+    """True if an exception can be a result, or leave an orphan: then writes are undone without the claim."""
 
     def check(self, site: Site) -> None:
         """Raise `ConfigurationError` if the function cannot carry the transaction."""

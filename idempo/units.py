@@ -118,6 +118,18 @@ class SqlUnit:
     def undo_writes(self) -> Steps[None]:
         yield on(self._holder, lambda holder: self._roll_back_to(holder, self._mark))
 
+    def abandon(self, call: Call) -> Steps[None]:
+        """Undo what the function has written, and leave its claim behind as an orphan, committed if that is ours."""
+        yield on(self._holder, lambda holder: self._abandon(holder, call))
+        if self.owned:
+            yield self._holder.commit()
+        self._state = "completed"
+
+    def _abandon(self, holder: Any, call: Call) -> None:
+        self._roll_back_to(holder, self._mark)
+        connection = connection_of(holder)
+        dialect_of(connection, self._records).renew(connection, call, 0)
+
     def close(self) -> Steps[None]:
         """Undo the claim and the function's writes unless completed; let go of what is ours."""
         ended, self._state = self._state, "closed"

@@ -72,7 +72,7 @@ class UniqueInsert:
                     f"{site.operation}: UniqueInsert(join=...) is the record itself: it stands last in using=[...], "
                     "and under the decorator's key"
                 )
-            marks = bool(site.terms.replay_errors)
+            marks = bool(site.terms.replay_errors or site.terms.unknown_errors)
             hint = site.hints.get(self._join)
             ledger = JoinedRecords(self.records, self._database, self._join, site.colour, hint, marks)
             return Joined.at(site, ledger)
@@ -89,8 +89,9 @@ class UniqueInsert:
         return self._now(lambda colour: self._needed().autocommit(colour, lambda c: create(c, self.records)))
 
     def purge(self, batch: int = 1000) -> Any:
-        """Delete up to `batch` records whose retention is over; return how many. Awaitable with an async engine, or inside an
-        event loop.
+        """Delete up to `batch` records whose retention is over; return how many.
+
+        Awaitable with an async engine, or inside an event loop.
 
         Call it again until it returns 0. A purge never touches a record within its retention.
         """

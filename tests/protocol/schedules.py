@@ -16,7 +16,7 @@ from idempo.records import Answer, Call, Claimed, Done, InProgress, Orphan, Payl
 from idempo.steps import Pause, Shielded, Steps
 
 T = TypeVar("T")
-Fault = Literal["", "lost request", "lost reply", "crash", "leases end"]
+Fault = Literal["", "lost request", "lost reply", "crash", "leases end", "deadlock"]
 LEASE = 10.0
 
 
@@ -25,6 +25,11 @@ class Step:
     """A point at which another caller may go first. Its answer says whether the request, or the reply, is lost."""
 
     name: str
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """Wait inside the store until something changes there."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class World:
         self.effects: list[tuple[int, int]] = []  # (caller, fence), in order
         self.claims: list[int] = []  # the fences that were given out
         self.trace: list[str] = []
+        self.on_crash: Callable[[int], None] = lambda caller: None
 
     def clock(self) -> float:
         return self.now
@@ -133,6 +139,10 @@ class Caller:
                 case Step():
                     self.at = asked
                     return
+                case Blocked():
+                    self.sleeps_until = world.changes + 1
+                    self.at = Step("wait")
+                    return
                 case Pause():
                     if self.at is not None and self.at.name == "claim":
                         self.sleeps_until = world.changes + 1
@@ -170,6 +180,7 @@ def _apply(world: World, callers: list[Caller], choice: Choice) -> None:
     world.trace.append(f"{choice.caller} {choice.fault or 'takes'} {caller.at.name if caller.at else ''}")
     if choice.fault == "crash":
         caller.ended, caller.at = "crash", None
+        world.on_crash(caller.number)
         return
     caller.advance(world, choice.fault)
 
@@ -183,12 +194,23 @@ def _next(world: World, callers: list[Caller], left: int, kinds: tuple[Fault, ..
     for caller in awake:
         yield Choice(caller.number)
         if left > 0:
-            requests = caller.at is not None and caller.at.name not in ("pause", "effect")
             for kind in kinds:
-                if kind == "crash" or (kind in ("lost request", "lost reply") and requests):
+                if _possible(kind, caller.at.name if caller.at is not None else ""):
                     yield Choice(caller.number, kind)
     if left > 0 and live and "leases end" in kinds:
         yield Choice(-1, "leases end")
+
+
+def _possible(kind: Fault, step: str) -> bool:
+    match kind:
+        case "crash":
+            return True
+        case "lost request" | "lost reply":
+            return step not in ("pause", "wait")
+        case "deadlock":
+            return step in ("claim", "complete and commit")
+        case _:
+            return False
 
 
 def explore(

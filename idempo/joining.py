@@ -1,0 +1,133 @@
+"""The protocol of a record in the business transaction: it commits with the business writes, or not at all.
+
+There is no lease: the database lets go of a claim when its transaction ends, however that comes about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar, assert_never
+
+from idempo.asking import RunAgain, ask, attempt, judge
+from idempo.contracts import Inner, JoinedLedger, Terms, Unit
+from idempo.events import tell
+from idempo.records import MISSING, Answer, Call, Claimed, Completed, Done, InProgress, Orphan
+from idempo.steps import Pause, Shielded, Steps, ending
+from idempo.verdicts import (
+    check_arguments,
+    lost,
+    orphaned,
+    pause,
+    replay,
+    unavailable,
+    unknown,
+)
+from idempo.waiting import Patience
+
+T = TypeVar("T")
+
+__all__ = ["joined"]
+
+
+def joined(ledger: JoinedLedger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
+    """The same in the business transaction: record, business writes and result commit together or not at all."""
+    patience, again = Patience(terms.wait), Patience(terms.completing)
+    over: int | None = None
+    while True:
+        unit = yield from ask(ledger.open(call), call, terms)
+        if isinstance(unit, Completed):
+            return replay(unit, call, terms)
+        once_in = _once_in(ledger, unit, call, terms, inner, over, patience.at_once)
+        try:
+            answer = yield from ending(once_in, _closing(unit))
+        except RunAgain as undone:
+            seconds = again.next_pause(call.lease)
+            if seconds is None:
+                raise undone.otherwise from undone.otherwise.__cause__
+            yield Pause(seconds)
+            continue
+        match answer:
+            case Done():
+                return answer
+            case InProgress(_, lease_left):
+                yield pause(patience, call, terms, lease_left)
+            case Orphan(_, fence):
+                over = fence
+            case _:
+                assert_never(answer)
+
+
+def _closing(unit: Unit) -> Callable[[], Shielded]:
+    return lambda: Shielded(unit.close)
+
+
+def _once_in(
+    ledger: JoinedLedger, unit: Unit, call: Call, terms: Terms, inner: Inner, over: int | None, wait: float
+) -> Steps[Done | InProgress | Orphan]:
+    """Claim, run, complete in one transaction; what cannot be done in this one is answered."""
+    yield from unit.enter()
+    answer = yield from ask(_claim_in(unit, call, terms, over, wait), call, terms)
+    match answer:
+        case Claimed(fence, attempt):
+            mine = replace(call, fence=fence, attempt=attempt, arguments=unit.arguments)
+            tell(terms.hooks, "claimed" if over is None else "took over", mine)
+            return (yield from _run_in(ledger, unit, mine, terms, inner, orphan=over is not None))
+        case Completed():
+            return replay(answer, call, terms)
+        case InProgress():
+            check_arguments(answer.fingerprint, call, terms)
+        case Orphan():
+            check_arguments(answer.fingerprint, call, terms)
+            if terms.on_orphan == "refuse":
+                raise orphaned(call, terms)
+        case _:
+            assert_never(answer)
+    return answer
+
+
+def _claim_in(unit: Unit, call: Call, terms: Terms, over: int | None, wait: float) -> Steps[Answer]:
+    try:
+        return (yield from unit.claim(call, over, wait))
+    except Exception as error:
+        if unit.again(error):
+            raise RunAgain(unavailable(call, terms, error)) from error
+        raise
+
+
+def _run_in(
+    ledger: JoinedLedger, unit: Unit, call: Call, terms: Terms, inner: Inner, *, orphan: bool
+) -> Steps[Done]:
+    try:
+        # An orphan here is a function that committed by itself, half way, and vanished.
+        done = (yield from judge(call, terms)) if orphan else None
+        if done is None:
+            done = yield from inner(call)
+        if done.error is not None:
+            yield from unit.undo_writes()
+    except terms.unknown_errors as error:
+        # What the function wrote is undone, but not what it did elsewhere: an orphan stays, for on_orphan to decide.
+        yield from attempt(unit.abandon(call), call, terms)
+        raise unknown(call, terms, type(error).__name__) from error
+    except Exception as error:
+        tell(terms.hooks, "released", call)
+        if unit.again(error):
+            raise RunAgain(error) from error
+        raise
+    payload = done.payload
+    try:
+        kept = yield Shielded(lambda: unit.complete(call, payload))
+    except Exception as error:
+        if unit.again(error):
+            raise RunAgain(error) from error
+        if not unit.ambiguous(error):
+            raise
+        yield Shielded(unit.close)  # its connection may be the only one there is
+        first = yield from attempt(ledger.recall(call), call, terms)
+        if first is None or first.owner != call.owner:
+            raise unknown(call, terms, "the reply to the commit was lost", done.value) from error
+        kept = True
+    if not kept:
+        raise lost(call, terms, done.value, MISSING)
+    tell(terms.hooks, "completed" if done.error is None else "failed", call)
+    return replace(done, durable=unit.owned)
