@@ -19,10 +19,11 @@ from idempo.errors import (
     FingerprintMismatchError,
     IdempoError,
     KeyRefusedError,
+    OutcomeUnknownError,
     ReentrantCallError,
     ResultUnavailableError,
 )
-from idempo.records import Call
+from idempo.records import RERUN, Call, Found
 from idempo.running import current
 from idempo.steps import Steps
 from idempo.testing.tools import CALLERS, Effects, driven
@@ -276,6 +277,76 @@ class PromiseContract:
             error = yield from self.caught(KeyRefusedError, functools.partial(f, key))
             assert error.ran is False
         assert len(effects) == 0
+
+    # -------------------------------------------------------------------------------- nobody knows
+
+    def vanishing(self, effects: Effects, **options: Any) -> Any:
+        """A function whose first run ends without anybody knowing whether its effect happened."""
+
+        def body(order: str, amount: int) -> int:
+            if effects.add(order) == 1:
+                raise TimeoutError("no answer from the bank")
+            return len(effects)
+
+        return self.decorate(body, unknown_errors=[TimeoutError], **options)
+
+    @driven
+    def test_an_unknown_outcome_is_called_unknown_and_rerun_runs_it_again(self) -> Steps[None]:
+        effects = Effects()
+        f = self.vanishing(effects)
+        error = yield from self.caught(OutcomeUnknownError, lambda: f("A-1"))
+        assert error.ran is None
+        assert isinstance(error.__cause__, TimeoutError)
+        assert (yield f.lookup("A-1")).state == "orphan"
+        outcome = yield f.outcome("A-1")
+        assert (outcome.value, outcome.attempt) == (2, 2)
+
+    @driven
+    def test_under_refuse_an_orphan_is_never_run_again_until_it_is_forgotten(self) -> Steps[None]:
+        effects = Effects()
+        f = self.vanishing(effects, on_orphan="refuse")
+        for _ in range(3):
+            yield from self.caught(OutcomeUnknownError, lambda: f("A-1"))
+        assert len(effects) == 1
+        assert (yield f.forget("A-1")) is True
+        assert (yield f("A-1")) == 2
+
+    @driven
+    def test_a_probe_that_finds_the_effect_makes_it_the_first_result(self) -> Steps[None]:
+        effects = Effects()
+
+        def probe(call: Call) -> Any:
+            assert (call.key, call.arguments["amount"]) == ("A-1", 7)
+            return Found("found")
+
+        f = self.vanishing(effects, on_orphan=probe)
+        yield from self.caught(OutcomeUnknownError, lambda: f("A-1", 7))
+        for _ in range(2):
+            assert (yield f("A-1", 7)) == "found"
+        assert len(effects) == 1
+
+    @driven
+    def test_a_probe_that_finds_nothing_lets_it_run(self) -> Steps[None]:
+        effects = Effects()
+        f = self.vanishing(effects, on_orphan=lambda call: RERUN)
+        yield from self.caught(OutcomeUnknownError, lambda: f("A-1"))
+        assert (yield f("A-1")) == 2
+
+    @driven
+    def test_a_probe_that_fails_leaves_the_orphan_to_the_next_call(self) -> Steps[None]:
+        effects, answers = Effects(), [ConnectionError("the bank is closed"), Found(9)]
+
+        def probe(call: Call) -> Any:
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        f = self.vanishing(effects, on_orphan=probe)
+        yield from self.caught(OutcomeUnknownError, lambda: f("A-1"))
+        yield from self.caught(ConnectionError, lambda: f("A-1"))
+        assert (yield f.lookup("A-1")).state == "orphan"
+        assert (yield f("A-1")) == 9
 
     # -------------------------------------------------------------------------------- nested calls
 
