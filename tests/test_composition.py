@@ -252,3 +252,14 @@ def test_a_sql_ledger_may_stand_in_front_of_another(url: str, valkey: Server) ->
 
     local.close()
     remote.close()
+
+
+def test_only_a_tier_can_be_passed_by() -> None:
+    def f(order: str, token: str) -> None: ...
+
+    for using in (
+        RedisCache("redis://", required=False),
+        [RedisCache("redis://", required=False, key="{token}"), Memory()],
+    ):
+        with pytest.raises(CompositionError, match="required=False"):
+            idempotent(key="{order}", using=using)(f)
