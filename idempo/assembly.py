@@ -6,6 +6,7 @@ import functools
 import inspect
 import logging
 import typing
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -121,6 +122,25 @@ def _bind(using: Strategy | Sequence[Strategy] | None, site: Site) -> tuple[Laye
     return (*outer, strategies[-1].bind(site))
 
 
+_local_functions: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+
+
+def _warn_of_factories(operation: str, function: Any) -> None:
+    """Functions made in a factory have one name between them, and so each other's keys and results."""
+    if "<locals>" not in operation or not inspect.isfunction(function):
+        return
+    earlier = _local_functions.get(operation)
+    if (
+        earlier is not None
+        and earlier.__code__ is function.__code__
+        and earlier.__closure__ != function.__closure__
+    ):
+        logger.warning(
+            "%s is decorated again with other closures and shares its keys; give each a name=", operation
+        )
+    _local_functions[operation] = function
+
+
 def _named(thing: Any) -> str:
     return f"the class {thing.__name__}" if isinstance(thing, type) else type(thing).__name__
 
@@ -155,6 +175,8 @@ def _operation_name(function: Any, name: str | None) -> str:
     operation: Any = _name_of(function) if name is None else name
     if not isinstance(operation, str) or not 1 <= len(operation) <= 255:
         raise ConfigurationError(f"name={operation!r:.300}: an operation is named with 1 to 255 characters")
+    if name is None:
+        _warn_of_factories(operation, function)
     earlier = getattr(function, "__idempo__", None)
     if isinstance(earlier, Operation) and earlier.name == operation:
         raise CompositionError(

@@ -263,3 +263,17 @@ def test_only_a_tier_can_be_passed_by() -> None:
     ):
         with pytest.raises(CompositionError, match="required=False"):
             idempotent(key="{order}", using=using)(f)
+
+
+def test_functions_of_a_factory_without_a_name_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    def make(price: int, name: str | None = None) -> Any:
+        @idempotent(key="{order}", using=Memory(), name=name)
+        def f(order: str) -> int:
+            return price
+
+        return f
+
+    kept = [make(1, "cheap"), make(2, "dear"), make(3)]
+    assert not caplog.messages
+    kept.append(make(4))
+    assert "shares its keys; give each a name=" in caplog.messages[0]
