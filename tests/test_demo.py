@@ -330,3 +330,12 @@ def test_no_process_stays_behind(
     assert "Traceback" not in out + err
     if number != signal.SIGKILL:
         assert not list(tmp_path.iterdir())
+
+
+def test_the_first_line_of_a_payment_decides_about_its_amount(tmp_path: Path) -> None:
+    """However many workers there are: forged callbacks right behind the real ones never win."""
+    pairs = [(line(f"P {number}", "10.00"), line(f"P {number}", "99.00")) for number in range(150)]
+    report = reported(
+        "--input", written(tmp_path / "in", *itertools.chain(*pairs)), "--workers", "5", "--kills", "3"
+    )
+    assert (report["executed"], report["refused"], report["ledger_total"]) == (150, 150, "1500.00")

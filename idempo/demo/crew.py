@@ -1,7 +1,8 @@
 """The parent of the workers: it hands out lines and kills a worker now and then.
 
 A worker has one line in hand at a time, so the parent knows what a killed one had, and gives it to another. A line may
-therefore be handled more than once, but it is answered once. No process outlives the parent: a worker whose pipe is
+therefore be handled more than once, but it is answered once. The first line of a payment decides about its amount: lines
+with another one are handed out after it is answered, all others as they come, duplicates at the same instant. No process outlives the parent: a worker whose pipe is
 closed at the other end returns.
 """
 
@@ -91,6 +92,10 @@ class _Crew:
     ) -> None:
         self.handled = Handled()
         self._todo = deque(callbacks)
+        self._first: dict[str, Callback] = {}
+        for callback in callbacks:
+            self._first.setdefault(callback.payment_no, callback)
+        self._held: dict[str, list[Callback]] = {}
         self._url, self._run, self._rng, self._watch = url, run, rng, watch
         self._context = _context(url)
         self._workers: dict[Connection, _Worker] = {}
@@ -116,21 +121,35 @@ class _Crew:
             except (EOFError, OSError):
                 self._bury(worker)
         for worker in self._workers.values():
-            if self._todo and worker.ready and not worker.killed and worker.callback is None:
-                worker.callback = self._todo.popleft()
+            if worker.ready and not worker.killed and worker.callback is None:
+                worker.callback = self._next()
+                if worker.callback is None:
+                    break
                 with contextlib.suppress(OSError):  # dead already: heard of in the next turn
                     worker.pipe.send(worker.callback)
         while self._due and len(self.handled.answers) >= self._due[0] and self._kill():
             self._due.pop(0)
 
+    def _next(self) -> Callback | None:
+        """The next line that may be handed out, if there is one."""
+        while self._todo:
+            callback = self._todo.popleft()
+            first = self._first[callback.payment_no]
+            if callback.amount == first.amount or first.line in self.handled.answers:
+                return callback
+            self._held.setdefault(callback.payment_no, []).append(callback)
+        return None
+
     def _hear(self, worker: _Worker, answer: Any) -> None:
         if isinstance(answer, Answer) and answer.kind == "failed":
             raise WorkersError(f"line {answer.line}: {answer.detail}" if answer.line else answer.detail)
-        worker.ready, worker.callback = True, None
+        callback, worker.ready, worker.callback = worker.callback, True, None
         self._deaths = 0
         if isinstance(answer, Answer):
             self.handled.answers[answer.line] = answer
             self.handled.retries += answer.retries
+            if callback is not None and callback is self._first[callback.payment_no]:
+                self._todo.extendleft(reversed(self._held.pop(callback.payment_no, [])))
             self._watch(self.handled)
 
     def _kill(self) -> bool:
