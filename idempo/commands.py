@@ -117,8 +117,8 @@ def demo(
 
     A line is {"payment_no": "P-1", "event_id": "E-1", "amount": "12.34", "status": "paid"}, all of them strings. A
     payment number that comes again with the same amount is replayed; with another amount it is refused: the first
-    line of the input holds, or what the store has from an earlier run. Lines that are no such callback, or whose status is not "paid", are malformed: they are
-    reported by number and skipped. Blank lines do not count.
+    line of the input holds, or what the store has from an earlier run. Lines that are no such callback, or whose status
+    is not "paid", are malformed: they are reported by number and skipped. Blank lines do not count.
 
     Always: received = malformed + executed + replayed + refused. `executed` counts the new entries in the ledger, so
     a second run on the same store executes nothing. The ledger is the table, or the Redis hash, idempo_demo_ledger.

@@ -1,9 +1,9 @@
 """The parent of the workers: it hands out lines and kills a worker now and then.
 
 A worker has one line in hand at a time, so the parent knows what a killed one had, and gives it to another. A line may
-therefore be handled more than once, but it is answered once. The first line of a payment decides about its amount: lines
-with another one are handed out after it is answered, all others as they come, duplicates at the same instant. No process outlives the parent: a worker whose pipe is
-closed at the other end returns.
+therefore be handled more than once, but it is answered once. The first line of a payment decides about its amount:
+lines with another one are handed out after it is answered, all others as they come, duplicates at the same instant.
+No process outlives the parent: a worker whose pipe is closed at the other end returns.
 """
 
 from __future__ import annotations
