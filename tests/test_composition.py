@@ -257,10 +257,11 @@ def test_a_sql_ledger_may_stand_in_front_of_another(url: str, valkey: Server) ->
 def test_only_a_tier_can_be_passed_by() -> None:
     def f(order: str, token: str) -> None: ...
 
-    for using in (
+    strategies: list[Any] = [
         RedisCache("redis://", required=False),
         [RedisCache("redis://", required=False, key="{token}"), Memory()],
-    ):
+    ]
+    for using in strategies:
         with pytest.raises(CompositionError, match="required=False"):
             idempotent(key="{order}", using=using)(f)
 

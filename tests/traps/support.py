@@ -52,7 +52,7 @@ class Shop:
 
     def __init__(self, url: str, colour: Colour, **options: Any) -> None:
         self.url = url
-        self.colour = colour
+        self.colour: Colour = colour
         self.outside = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
         settings = options if "poolclass" in options else THREADS_AND_POOL | options
         self.engine: Any

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from sqlalchemy import Connection, Engine, create_engine
@@ -409,7 +410,7 @@ def unreachable(kind: str, colour: Colour) -> Any:
     match kind:
         case "redis":
             client: Any = redis.Redis if colour == "sync" else redis.asyncio.Redis
-            retry: Any = Retry if colour == "sync" else redis.asyncio.retry.Retry
+            retry: Any = Retry if colour == "sync" else AsyncRetry
             return RedisCache(client(port=port, retry=retry(NoBackoff(), 1)))
         case "redis url":
             return RedisCache(f"redis://127.0.0.1:{port}")
