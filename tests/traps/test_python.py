@@ -4,6 +4,7 @@ import asyncio
 import functools
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -821,10 +822,15 @@ def _names_work(f: Any, key: str, *args: Any) -> None:
 @pytest.mark.parametrize("of_class", [False, True])
 @pytest.mark.parametrize("name", ["below", "above", "static_below", "static_above"])
 def test_class_and_static_methods_have_all_names(fresh_shop: None, name: str, of_class: bool) -> None:
-    holder = Shop if of_class else Shop("north")
-    _names_work(getattr(holder, name), f"{name} {of_class}", f"{name} {of_class}")
-    holder = Outlet if of_class else Outlet("north")
-    _names_work(getattr(holder, name), f"outlet {name} {of_class}", f"outlet {name} {of_class}")
+    for kind in (Shop, Outlet):
+        f = getattr(kind if of_class else kind("north"), name)
+        key = f"{kind.__name__} {name} {of_class}"
+        if name == "below" and sys.version_info >= (3, 13):
+            # A class method above another descriptor does not bind it any more: its names take the class themselves.
+            assert f(key) == f(key)
+            _names_work(f.__func__, key, kind, key)
+        else:
+            _names_work(f, key, key)
 
 
 def test_methods_have_all_names_bound_and_unbound(fresh_shop: None) -> None:
