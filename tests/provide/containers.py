@@ -1,9 +1,8 @@
 """Servers in containers, where a Docker engine answers."""
 
 import functools
-import gc
 import os
-import warnings
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,18 +24,31 @@ def available() -> bool:
     """Whether a Docker engine answers. Without one this fails at once."""
     if os.environ.get("IDEMPO_TEST_DOCKER") == "0":
         return False
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # docker-py forgets a socket that did not connect
-        try:
-            import docker
+    if not _somebody_listens(os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"):
+        return False
+    try:
+        import docker
 
-            client = docker.from_env()
-            client.ping()
-            client.close()
-        except Exception:  # not installed, or no engine: it has many ways to say so
-            return False
-        finally:
-            gc.collect()
+        client = docker.from_env()
+        client.ping()
+        client.close()
+    except Exception:  # not installed, or no engine: it has many ways to say so
+        return False
+    return True
+
+
+def _somebody_listens(address: str) -> bool:
+    """Asked first, because docker-py forgets to close a socket that did not connect."""
+    scheme, _, rest = address.partition("://")
+    try:
+        if scheme == "unix":
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(rest)
+        elif scheme == "tcp":
+            host, _, port = rest.partition(":")
+            socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError):
+        return False
     return True
 
 
