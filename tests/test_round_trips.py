@@ -161,3 +161,29 @@ def test_a_joined_call_adds_two_requests_to_the_callers_transaction_and_replays_
         yield engine.dispose()
 
     drive(colour, steps())
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_nothing_is_sent_and_no_connection_is_held_while_the_function_runs(
+    colour: Colour, wire: tuple[Proxy, str]
+) -> None:
+    """Nor between calls: a claim is one request, a completion another, and nobody polls while nobody waits."""
+    proxy, url = wire
+    engine: Any = create_engine(url) if colour == "sync" else create_async_engine(url)
+    seen: list[tuple[int, int]] = []
+
+    def body(_: Any) -> None:
+        seen.append((proxy.requests, engine.pool.checkedout()))
+
+    f: Any = idempotent(key="{order}", using=UniqueInsert(engine))(function(colour, body))
+
+    def steps() -> Steps[None]:
+        for number in range(8):
+            yield f(f"warm {number}")
+        proxy.reset_count()
+        yield f("A-1")
+        assert seen[-1] == (1, 0)
+        assert (proxy.requests, engine.pool.checkedout()) == (2, 0)
+        yield engine.dispose()
+
+    drive(colour, steps())
