@@ -6,15 +6,15 @@ Each method is a plain function of a connection. Where a database has a better w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, TextClause
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from idempo.records import Answer, Call, Claimed, Done, InProgress, Payload, Record
-from idempo.sql import COLUMNS, MICROSECONDS, Records, Row, completion, filled, identity
+from idempo.sql import COLUMNS, MICROSECONDS, Records, Row, completion, filled, identity, row_of, typed
 
 __all__ = ["Dialect", "is_conflict", "is_disconnect", "is_missing_table"]
 
@@ -41,14 +41,32 @@ class Dialect:
 
     clock: ClassVar[str]
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, table: str) -> None:
         self.records = records
+        self._table = table
+        self._statements: dict[str, TextClause] = {}
+
+    def statement(self, sql: str) -> TextClause:
+        """Return `sql` with the table, as this database quotes it, and the clock filled in."""
+        statement = self._statements.get(sql)
+        if statement is None:
+            filled = sql.replace("{table}", self._table).replace("{clock}", self.clock)
+            statement = self._statements[sql] = typed(filled)
+        return statement
+
+    def fetch(self, connection: Connection, sql: str, values: Mapping[str, Any]) -> Row:
+        """Execute a statement that selects the clock, the digest and all columns of at most one row."""
+        return row_of(connection.execute(self.statement(sql), values).fetchone())
+
+    def change(self, connection: Connection, sql: str, values: Mapping[str, Any]) -> int:
+        """Execute a statement and return how many rows it matched."""
+        return connection.execute(self.statement(sql), values).rowcount
 
     # ---- a claim under a lease, each statement a transaction of its own
 
     def read(self, connection: Connection, digest: bytes) -> Row:
         sql = f"SELECT {{clock}}, {ALL} FROM (SELECT 1 AS one) AS o LEFT JOIN {{table}} AS r ON r.digest = :digest"
-        return self.records.fetch(connection, sql, self.clock, {"digest": digest})
+        return self.fetch(connection, sql, {"digest": digest})
 
     def claim(self, connection: Connection, call: Call, over: int | None) -> Answer:
         """Read, then insert or compare and set: the second decides. A lost race reads again."""
@@ -81,7 +99,7 @@ class Dialect:
             ":owner, :fence, :attempt, :fingerprint, {clock} + :lease, {clock}, NULL, {clock} + :keep, NULL)"
         )
         try:
-            return self.records.change(connection, sql, self.clock, values) == 1
+            return self.change(connection, sql, values) == 1
         except IntegrityError:
             return False
 
@@ -102,10 +120,10 @@ class Dialect:
             "seen": row.fence,
             "over": accepted(over),
         }
-        return mine if self.records.change(connection, sql, self.clock, values) == 1 else None
+        return mine if self.change(connection, sql, values) == 1 else None
 
     def complete(self, connection: Connection, call: Call, payload: Payload) -> bool:
-        return self.records.change(connection, COMPLETE, self.clock, completion(call, payload)) == 1
+        return self.change(connection, COMPLETE, completion(call, payload)) == 1
 
     def release(self, connection: Connection, call: Call) -> bool:
         # The row stays: its count of attempts and its fence go on.
@@ -113,10 +131,7 @@ class Dialect:
             "UPDATE {table} SET state = 'released' WHERE digest = :digest AND owner = :owner "
             "AND state IN ('running', 'released')"
         )
-        return (
-            self.records.change(connection, sql, self.clock, {"digest": call.digest, "owner": call.owner})
-            == 1
-        )
+        return self.change(connection, sql, {"digest": call.digest, "owner": call.owner}) == 1
 
     def renew(self, connection: Connection, call: Call, lease: float) -> bool:
         sql = (
@@ -129,7 +144,7 @@ class Dialect:
             "lease": int(lease * MICROSECONDS),
             "keep": int(call.keep * MICROSECONDS),
         }
-        return self.records.change(connection, sql, self.clock, values) == 1
+        return self.change(connection, sql, values) == 1
 
     def lookup(self, connection: Connection, digest: bytes) -> Record | None:
         return self.read(connection, digest).record(digest)
@@ -139,7 +154,7 @@ class Dialect:
             "DELETE FROM {table} WHERE digest = :digest AND keep_until > {clock} AND state <> 'released' "
             "AND NOT (state = 'running' AND lease_until > {clock})"
         )
-        return self.records.change(connection, sql, self.clock, {"digest": digest}) == 1
+        return self.change(connection, sql, {"digest": digest}) == 1
 
     def fill(self, connection: Connection, call: Call, done: Done) -> None:
         assigned = (
@@ -153,9 +168,9 @@ class Dialect:
         )
         values = filled(call, done)
         del values["lease"]
-        if self.records.change(connection, update, self.clock, _only(values, update)) == 0:
+        if self.change(connection, update, _only(values, update)) == 0:
             try:
-                self.records.change(connection, insert, self.clock, values)
+                self.change(connection, insert, values)
             except IntegrityError:
                 return  # filled by another call meanwhile, with the same result
 
@@ -164,7 +179,7 @@ class Dialect:
             "DELETE FROM {table} WHERE digest IN "
             "(SELECT digest FROM {table} WHERE keep_until <= {clock} ORDER BY keep_until LIMIT :batch)"
         )
-        return self.records.change(connection, sql, self.clock, {"batch": batch})
+        return self.change(connection, sql, {"batch": batch})
 
     # ---- the same in the business transaction
 

@@ -22,6 +22,12 @@ from idempo.steps import Request, Steps, arun, run
 __all__ = ["Beat", "KeepAlive"]
 
 _IDLE = 60.0
+_FEW = 256
+
+
+def _nothing() -> Steps[bool]:
+    yield from ()
+    return False
 
 
 class Beat:
@@ -38,6 +44,7 @@ class Beat:
     def stop(self) -> None:
         """No further renewal starts. One that is under way may end; the ledger refuses it if it comes late."""
         self.stopped = True
+        self.renew = _nothing  # the beat may lie in a queue for a while; the call must not
         if self.timer is not None:
             self.timer.cancel()
 
@@ -86,10 +93,15 @@ class _Ticker:
         self._due: list[tuple[float, int, Beat]] = []
         self._order = itertools.count()
         self._thread: threading.Thread | None = None
+        self._prune_at = _FEW
 
     def add(self, beat: Beat) -> None:
         with self._changed:
             at = time.monotonic() + beat.every
+            if len(self._due) >= self._prune_at:
+                self._due = [due for due in self._due if not due[2].stopped]
+                heapq.heapify(self._due)
+                self._prune_at = 2 * len(self._due) + _FEW
             heapq.heappush(self._due, (at, next(self._order), beat))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._renew_forever, name="idempo-leases", daemon=True)

@@ -35,7 +35,7 @@ class MySQL(Dialect):
             f"{self.lock_clause(wait)}"
         )
         with self.bounded(connection, wait):
-            row = self.records.fetch(connection, sql, self.clock, {"digest": call.digest})
+            row = self.fetch(connection, sql, {"digest": call.digest})
         if row.state == "absent":
             return InProgress(b"", 0.0)  # purged since the placeholder was made: make it again
         # The row is locked: nobody changes it between this look and the claim.
@@ -56,7 +56,7 @@ class MySQL(Dialect):
 
     def purge(self, connection: Connection, batch: int) -> int:
         sql = "DELETE FROM {table} WHERE keep_until <= {clock} ORDER BY keep_until LIMIT :batch"
-        return self.records.change(connection, sql, self.clock, {"batch": batch})
+        return self.change(connection, sql, {"batch": batch})
 
     def is_busy(self, error: BaseException) -> bool:
         return codes(error)[1] in (_LOCK_WAIT_TIMEOUT, _NOWAIT_FAILED)

@@ -57,7 +57,7 @@ class PostgreSQL(Dialect):
     def claim(self, connection: Connection, call: Call, over: int | None) -> Answer:
         values = identity(call) | {"over": accepted(over)}
         for _ in range(RACES):
-            row = self.records.fetch(connection, self._leased, self.clock, values)
+            row = self.fetch(connection, self._leased, values)
             if (answer := row.answer(call, over)) is not None:
                 return answer
         return InProgress(b"", 0.0)
@@ -67,7 +67,7 @@ class PostgreSQL(Dialect):
     ) -> Answer:
         milliseconds = str(max(1, math.ceil(wait * 1000)))  # 0 would mean no bound at all
         values = identity(call) | {"over": accepted(over), "wait": milliseconds}
-        claim = self.records.statement(self._joined, self.clock), values
+        claim = self.statement(self._joined), values
         before: list[Statement] = [(f"SAVEPOINT {savepoint}", {})] if savepoint else []
         for _ in range(RACES):
             row = row_of(together(connection, [*before, claim])[-1].row)
@@ -79,7 +79,7 @@ class PostgreSQL(Dialect):
     def complete_joined(self, connection: Connection, call: Call, payload: Payload, savepoint: str) -> bool:
         if not savepoint:
             return self.complete(connection, call, payload)
-        update = self.records.statement(COMPLETE, self.clock), completion(call, payload)
+        update = self.statement(COMPLETE), completion(call, payload)
         kept, _ = together(connection, [update, (f"RELEASE SAVEPOINT {savepoint}", {})])
         return kept.count == 1
 
@@ -89,7 +89,7 @@ class PostgreSQL(Dialect):
         values = completion(call, payload)
         if not can_send_together(connection, values):
             return super().complete_and_commit(connection, call, payload, commit)
-        update = self.records.statement(self._complete_or_fail, self.clock), values
+        update = self.statement(self._complete_or_fail), values
         try:
             together(connection, [update, ("COMMIT", {})])
         except Exception as error:
@@ -104,7 +104,7 @@ class PostgreSQL(Dialect):
             "DELETE FROM {table} WHERE digest IN (SELECT digest FROM {table} WHERE keep_until <= {clock} "
             "ORDER BY keep_until LIMIT :batch FOR UPDATE SKIP LOCKED)"
         )
-        return self.records.change(connection, sql, self.clock, {"batch": batch})
+        return self.change(connection, sql, {"batch": batch})
 
     def is_busy(self, error: BaseException) -> bool:
         return codes(error)[0] == "55P03"

@@ -17,7 +17,7 @@ from idempo.contracts import Inner, Layer, Ledger, Terms
 from idempo.errors import IdempoError
 from idempo.events import tell
 from idempo.leases import KeepAlive
-from idempo.records import MISSING, Call, Claimed, Completed, Done, InProgress, Orphan
+from idempo.records import MISSING, Answer, Call, Claimed, Completed, Done, InProgress, Orphan
 from idempo.steps import Pause, Shielded, Steps
 from idempo.verdicts import (
     check_arguments,
@@ -54,7 +54,7 @@ def once(ledger: Ledger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
     over: int | None = None
     while True:
         asked = time.monotonic()
-        answer = yield from ask(ledger.claim(call, over), call, terms)
+        answer = yield from _claim(ledger, call, terms, over)
         match answer:
             case Claimed(fence, attempt):
                 mine = replace(call, fence=fence, attempt=attempt, deadline=asked + call.lease)
@@ -72,6 +72,19 @@ def once(ledger: Ledger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
                 over = fence
             case _:
                 assert_never(answer)
+
+
+def _claim(ledger: Ledger, call: Call, terms: Terms, over: int | None) -> Steps[Answer]:
+    """Ask for the claim. A caller that is cancelled meanwhile does not leave it behind: nothing has started."""
+    try:
+        return (yield from ask(ledger.claim(call, over), call, terms))
+    except (Exception, GeneratorExit):
+        raise
+    except BaseException:
+        yield Shielded(
+            lambda: attempt(ledger.release(call) if over is None else ledger.renew(call, 0), call, terms)
+        )
+        raise
 
 
 def _first_run(ledger: Ledger, call: Call, terms: Terms, inner: Inner, *, orphan: bool) -> Steps[Done]:

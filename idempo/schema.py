@@ -23,18 +23,19 @@ __all__ = ["create", "ddl", "dialect_of", "missing_table"]
 def dialect_of(connection: Connection, records: Records) -> Dialect:
     """Return what idempo does on the database of `connection`."""
     dialect = connection.dialect
-    return _dialect(dialect.name, bool(getattr(dialect, "is_mariadb", False)), records)
+    table = dialect.identifier_preparer.quote(records.name)
+    return _dialect(dialect.name, bool(getattr(dialect, "is_mariadb", False)), records, table)
 
 
 @functools.cache
-def _dialect(name: str, mariadb: bool, records: Records) -> Dialect:
+def _dialect(name: str, mariadb: bool, records: Records, table: str) -> Dialect:
     match name:
         case "postgresql":
-            return PostgreSQL(records)
+            return PostgreSQL(records, table)
         case "mysql" | "mariadb":
-            return MariaDB(records) if mariadb else MySQL(records)
+            return MariaDB(records, table) if mariadb else MySQL(records, table)
         case "sqlite":
-            return SQLite(records)
+            return SQLite(records, table)
         case _:
             raise ConfigurationError(f"idempo knows PostgreSQL, MariaDB, MySQL and SQLite, but not {name}")
 

@@ -6,16 +6,13 @@ How the databases differ is in `dialects`.
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     Column,
-    Connection,
     Index,
     Integer,
     LargeBinary,
@@ -32,7 +29,7 @@ from sqlalchemy.dialects.mysql import VARCHAR as MYSQL_VARCHAR
 from idempo.errors import ConfigurationError
 from idempo.records import Answer, Call, Claimed, Completed, Done, InProgress, Orphan, Payload, Record
 
-__all__ = ["COLUMNS", "MICROSECONDS", "Records", "Row"]
+__all__ = ["COLUMNS", "MICROSECONDS", "Records", "Row", "typed"]
 
 MICROSECONDS = 1_000_000
 _TEXT_LIMIT = 255
@@ -174,7 +171,7 @@ class Row:
 
 
 class Records:
-    """The records table, by name. Statements are written once, with `{table}` and `{clock}` filled in per dialect."""
+    """The records table, by name, and its MetaData."""
 
     def __init__(self, name: str = "idempo_records") -> None:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,50}", name):
@@ -185,20 +182,11 @@ class Records:
         self.metadata = MetaData()
         self.table = _table(name, self.metadata)
 
-    @functools.cache  # noqa: B019 - as many entries as there are statements and dialects
-    def statement(self, sql: str, clock: str) -> TextClause:
-        """Return `sql` with the table, the dialect's clock, and typed parameters."""
-        filled = sql.replace("{table}", self.name).replace("{clock}", clock)
-        names = set(re.findall(r"(?<![:\w]):(\w+)", filled))
-        return text(filled).bindparams(*(bindparam(name, type_=_TYPES[name]()) for name in names))
 
-    def fetch(self, connection: Connection, sql: str, clock: str, values: Mapping[str, Any]) -> Row:
-        """Execute a statement that selects the clock, the digest and all columns of at most one row."""
-        return row_of(connection.execute(self.statement(sql, clock), values).fetchone())
-
-    def change(self, connection: Connection, sql: str, clock: str, values: Mapping[str, Any]) -> int:
-        """Execute a statement and return how many rows it matched."""
-        return connection.execute(self.statement(sql, clock), values).rowcount
+def typed(sql: str) -> TextClause:
+    """Return `sql` with the types of its parameters, as their names have it."""
+    names = set(re.findall(r"(?<![:\w]):(\w+)", sql))
+    return text(sql).bindparams(*(bindparam(name, type_=_TYPES[name]()) for name in names))
 
 
 def row_of(found: Any) -> Row:

@@ -258,6 +258,18 @@ class LedgerContract(PromiseContract):
         ]
 
     @driven
+    def test_a_caller_that_is_cancelled_while_claiming_leaves_no_claim_behind(self) -> Steps[None]:
+        effects = Effects()
+        interrupt = KeyboardInterrupt if self.colour == "sync" else asyncio.CancelledError
+        f = self.decorate(lambda order, amount: effects.add(order), wait=0)
+        layer: Any = operation_of(f).layers[-1]
+        ledger = layer.ledger
+        object.__setattr__(layer, "ledger", _Interrupted(ledger, interrupt))
+        yield from self.caught(interrupt, lambda: f("A-1"))
+        object.__setattr__(layer, "ledger", ledger)
+        assert (yield f("A-1")) == 1
+
+    @driven
     def test_fail_closed(self) -> Steps[None]:
         """If the store cannot decide, the function does not run."""
         effects = Effects()
@@ -268,6 +280,21 @@ class LedgerContract(PromiseContract):
         error = yield from self.caught(LedgerUnavailableError, lambda: f("A-1"))
         assert error.ran is False and isinstance(error.__cause__, ConnectionError)
         assert len(effects) == 0
+
+
+class _Interrupted:
+    """A ledger whose caller is cancelled after the claim has arrived, and before its answer has."""
+
+    def __init__(self, ledger: Any, interrupt: type[BaseException]) -> None:
+        self._ledger = ledger
+        self._interrupt = interrupt
+
+    def claim(self, call: Call, over: int | None) -> Steps[Answer]:
+        yield from self._ledger.claim(call, over)
+        raise self._interrupt
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ledger, name)
 
 
 class _Unreachable:

@@ -1,13 +1,13 @@
 """The promises, kept by `UniqueInsert` on every database, in both colours, with and without `join=`."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from idempo import UniqueInsert
+from idempo import UniqueInsert, idempotent
 from idempo.contracts import Colour, Strategy
 from idempo.steps import Steps
 from idempo.testing import LedgerContract, PromiseContract
@@ -116,3 +116,21 @@ class TestGivenAsyncEngine(TestPostgresAsync):
     def closing(self) -> Steps[None]:
         for engine in getattr(self, "engines", []):
             yield engine.dispose()
+
+
+@pytest.mark.parametrize("server", ["postgres", "mariadb"])
+@pytest.mark.parametrize("table", ["IdempoRecords", "order", "_x"])
+def test_a_table_is_named_as_the_database_quotes_it(
+    server: str, table: str, request: pytest.FixtureRequest
+) -> None:
+    url = fresh_database(request.getfixturevalue(server))
+    for strategy in (UniqueInsert(url, table=table), UniqueInsert(url, table=table, join="session")):
+        strategy.create_schema()
+
+        def f(order: str, session: Any = None) -> int:
+            return 1
+
+        decorated = idempotent(key="{order}", using=strategy, name=f"named {strategy}")(f)
+        assert decorated("A-1") == decorated("A-1") == 1
+        assert strategy.purge() == 0
+        strategy.close()
