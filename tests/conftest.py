@@ -107,6 +107,12 @@ def mariadb(request: pytest.FixtureRequest) -> Server:
 
 
 @pytest.fixture(scope="session")
+def mysql(request: pytest.FixtureRequest) -> Server:
+    """MySQL itself, not MariaDB."""
+    return _shared(request.config, "mysql")
+
+
+@pytest.fixture(scope="session")
 def redis_server(request: pytest.FixtureRequest) -> Server:
     """Redis itself, not Valkey."""
     return _shared(request.config, "redis")

@@ -1,6 +1,7 @@
 """Where server programs are looked for: the system, wheels, Debian packages unpacked without root."""
 
 import atexit
+import dataclasses
 import functools
 import glob
 import hashlib
@@ -28,11 +29,28 @@ class Place:
     origin: str
     base: Path = Path("/")
     trees: tuple[str, ...] = ()  # below base; empty for the system's own programs
+    own_loader: bool = False  # its C library lies there too, and is not the system's
+
+    @property
+    def command(self) -> list[str | Path]:
+        """How to run the program."""
+        if not self.own_loader:
+            return [self.program]
+        loaders = glob.glob(f"{self.base}/usr/lib/*-linux-*/ld-linux*.so.*")
+        if not loaders:
+            raise Unavailable(f"{self.origin}: no loader among its libraries")
+        return [loaders[0], "--library-path", self._libraries, self.program]
 
     @property
     def environment(self) -> dict[str, str]:
+        # With a C library of its own in there, the variable would break every other program.
+        libraries = "" if self.own_loader or not self.trees else self._libraries
+        return {"LD_LIBRARY_PATH": libraries} if libraries else {}
+
+    @property
+    def _libraries(self) -> str:
         folders = [*glob.glob(f"{self.base}/usr/lib/*-linux-*"), *glob.glob(f"{self.base}/lib/*-linux-*")]
-        return {"LD_LIBRARY_PATH": ":".join(folders)} if self.trees and folders else {}
+        return ":".join(folders)
 
 
 def named() -> tuple[str, ...]:
@@ -60,6 +78,12 @@ def in_wheel(wheel: str, pattern: str, *trees: str) -> Iterator[Place]:
 def in_debian(program: str, *packages: str) -> Iterator[Place]:
     base = debian.unpack(packages, CACHE / "debian")
     yield Place(base / program, f"Debian package {packages[0]}, unpacked", base, ("usr", "lib"))
+
+
+def in_suite(suite: str, program: str, trees: tuple[str, ...], *packages: str) -> Iterator[Place]:
+    """From a Debian newer than the system: with all of its libraries, which only its own loader can load."""
+    base = debian.unpack(packages, CACHE / "debian", suite)
+    yield Place(base / program, f"Debian {suite} package {packages[0]}, unpacked", base, trees, True)
 
 
 def first(
@@ -92,7 +116,7 @@ def _readable(place: Place) -> Place:
     for tree in place.trees:
         if (place.base / tree).exists():
             shutil.copytree(place.base / tree, copy / tree, symlinks=True)
-    return Place(copy / place.program.relative_to(place.base), place.origin, copy, place.trees)
+    return dataclasses.replace(place, program=copy / place.program.relative_to(place.base), base=copy)
 
 
 def template(key: str, build: Callable[[Path], None]) -> Path:

@@ -9,8 +9,8 @@ from typing import Any
 
 from tests.provide.cluster import Cluster, expect_ok
 from tests.provide.containers import Image
-from tests.provide.places import Place, first, in_debian, in_wheel, on_system, template
-from tests.provide.processes import Engine, Local, give_away, run, server_user
+from tests.provide.places import Place, first, in_debian, in_suite, in_wheel, on_system, template
+from tests.provide.processes import Engine, Local, Unavailable, give_away, run, server_user
 
 Start = tuple[Engine, str]
 Command = list[str | Path]
@@ -30,10 +30,11 @@ class Recipe:
 
 
 def _version_of(place: Place) -> str:
-    command: Command = [place.program, "--version"]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=True, env=place.environment
-    ).stdout.strip()
+    command: Command = [*place.command, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=place.environment)
+    if done.returncode:
+        raise Unavailable(f"{place.program} does not run: {done.stderr.strip()[-300:]}")
+    return done.stdout.replace(str(place.program), "").strip()  # which may be a copy of this moment
 
 
 def _private_copy(key: str, folder: Path, build: Callable[[Path], None]) -> None:
@@ -123,7 +124,42 @@ def _mariadb(folder: Path, port: int, durable: bool, places: Sequence[str] | Non
     return Local(command, folder, user=server_user(), env=place.environment), place.origin
 
 
-def _mariadb_version(url: str) -> str:
+def _mysql(folder: Path, port: int, durable: bool, places: Sequence[str] | None) -> Start:
+    trees = ("usr/sbin", "usr/lib", "usr/share/mysql")
+    place = first(
+        "mysqld",
+        {
+            # MariaDB installs its server under this name, too.
+            "system": lambda: (place for place in on_system("mysqld") if "MariaDB" not in _version_of(place)),
+            "debian": lambda: in_suite("sid", "usr/sbin/mysqld", trees, "mysql-server-core"),
+        },
+        places,
+    )
+    basics: Command = [*place.command, "--no-defaults", f"--basedir={place.program.parents[1]}"]
+    basics += ["--loose-innodb-redo-log-capacity=32M", "--innodb-buffer-pool-size=64M"]
+    basics += ["--secure-file-priv=NULL"]
+
+    def initialize(scratch: Path) -> None:
+        script = scratch / "initialize.sql"
+        script.write_text(
+            "CREATE USER root@'127.0.0.1';\n"
+            "GRANT ALL ON *.* TO root@'127.0.0.1' WITH GRANT OPTION;\n"
+            "CREATE DATABASE idempo;\n"
+        )
+        give_away(scratch)
+        command = [*basics, f"--datadir={scratch}/data", f"--tmpdir={scratch}", f"--init-file={script}"]
+        run([*command, "--initialize-insecure"], scratch, user=server_user(), env=place.environment)
+
+    _private_copy(f"{_version_of(place)} {place.origin}", folder, initialize)
+    command = [*basics, f"--datadir={folder}/data", f"--tmpdir={folder}"]
+    command += [f"--port={port}", "--bind-address=127.0.0.1", "--skip-name-resolve", "--max-connections=300"]
+    command += [f"--socket={folder}/s", f"--pid-file={folder}/pid", "--mysqlx=OFF", "--disable-log-bin"]
+    if not durable:
+        command += ["--innodb-flush-log-at-trx-commit=0", "--innodb-doublewrite=OFF"]
+    return Local(command, folder, user=server_user(), env=place.environment), place.origin
+
+
+def _mysql_version(url: str) -> str:
     import pymysql
     from sqlalchemy.engine import make_url
 
@@ -205,7 +241,7 @@ def _cluster_version(url: str) -> str:
 
 
 _POSTGRES = "postgresql+psycopg://postgres@127.0.0.1:{port}/postgres"
-_MARIADB = "mysql+pymysql://root@127.0.0.1:{port}/idempo"
+_MYSQL = "mysql+pymysql://root@127.0.0.1:{port}/idempo"
 # Docker forwards from another address; the port itself is open on loopback only.
 _IN_DOCKER = "--databases 4096 --appendonly yes --protected-mode no"
 _REDIS = "redis://127.0.0.1:{port}/0"
@@ -227,14 +263,26 @@ RECIPES = {
         ),
         Recipe(
             kind="mariadb",
-            url=_MARIADB,
+            url=_MYSQL,
             local=_mariadb,
-            version=_mariadb_version,
+            version=_mysql_version,
             image=Image(
                 "mariadb:10.11",
                 3306,
                 (("MARIADB_ALLOW_EMPTY_ROOT_PASSWORD", "1"), ("MARIADB_DATABASE", "idempo")),
                 "--max-connections=300",
+            ),
+        ),
+        Recipe(
+            kind="mysql",
+            url=_MYSQL,
+            local=_mysql,
+            version=_mysql_version,
+            image=Image(
+                "mysql:9",
+                3306,
+                (("MYSQL_ALLOW_EMPTY_PASSWORD", "1"), ("MYSQL_DATABASE", "idempo")),
+                "--max-connections=300 --mysqlx=OFF",
             ),
         ),
         Recipe(
