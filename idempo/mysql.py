@@ -52,7 +52,9 @@ class MySQL(Dialect):
         try:
             yield
         finally:
-            connection.exec_driver_sql("SET SESSION innodb_lock_wait_timeout = @idempo_before")
+            # A connection that was lost, or whose wait was cancelled, took its bound with it.
+            if not connection.invalidated:
+                connection.exec_driver_sql("SET SESSION innodb_lock_wait_timeout = @idempo_before")
 
     def purge(self, connection: Connection, batch: int) -> int:
         sql = "DELETE FROM {table} WHERE keep_until <= {clock} ORDER BY keep_until LIMIT :batch"
