@@ -172,6 +172,11 @@ def _name_of(function: Any) -> str:
 
 
 def _operation_name(function: Any, name: str | None) -> str:
+    if name is None and not hasattr(function, "__qualname__"):
+        raise ConfigurationError(
+            f"a {type(function).__name__} has no name of its own, and would share its keys with others of its kind: "
+            "give it a name="
+        )
     operation: Any = _name_of(function) if name is None else name
     if not isinstance(operation, str) or not 1 <= len(operation) <= 255:
         raise ConfigurationError(f"name={operation!r:.300}: an operation is named with 1 to 255 characters")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import sys
 import threading
@@ -11,15 +10,14 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.orm import sessionmaker
-from sqlalchemy.pool import NullPool
 
 from idempo.contracts import Colour
-from idempo.dialects import is_conflict, is_disconnect
+from idempo.dialects import is_conflict, is_disconnect, is_sqlite_busy
 from idempo.errors import ColourMismatchError, ConfigurationError
-from idempo.steps import Pause, Steps, ending
+from idempo.steps import Pause, Shielded, Steps, ending
+from idempo.urls import checked, module_of, options_for, require, tune, url_for
 
 if TYPE_CHECKING:
     # Needs greenlet, which is there only for those who want SQLAlchemy to be async.
@@ -30,12 +28,10 @@ T = TypeVar("T")
 Source: TypeAlias = "str | URL | Engine | AsyncEngine | sessionmaker[Any] | async_sessionmaker[Any]"
 AnyEngine: TypeAlias = "Engine | AsyncEngine"
 
-__all__ = ["AnyEngine", "Database", "Source", "on"]
+__all__ = ["AnyEngine", "Database", "Source", "beside", "on"]
 
-_ASYNC_DRIVERS = {"sqlite": "aiosqlite", "mysql": "asyncmy", "mariadb": "asyncmy", "postgresql": "psycopg"}
-_SYNC_DRIVERS = {"sqlite": "pysqlite", "mysql": "pymysql", "mariadb": "pymysql", "postgresql": "psycopg"}
-_ASYNC_NAMES = ("aiosqlite", "asyncmy", "aiomysql", "asyncpg", "psycopg_async")
 _TRIES = 5
+_BESIDE = "idempo_beside"
 
 
 def on(holder: Any, work: Callable[[Any], T]) -> Any:
@@ -64,7 +60,7 @@ class Database:
         self._made: Engine | None = None
         self._made_in_loop: weakref.WeakKeyDictionary[Any, AsyncEngine] = weakref.WeakKeyDictionary()
         if isinstance(source, str | URL):
-            self._url = _checked(source)
+            self._url = checked(source)
         elif isinstance(source, Engine) or is_async(source):
             self._given = source
         elif isinstance(getattr(source, "kw", None), dict):
@@ -116,10 +112,10 @@ class Database:
                 "or a URL"
             )
         if self._url is not None:
-            driver = _url_for(self._url, colour).drivername
-            _require(_module_of(driver), driver.partition("+")[0], operation)
+            driver = url_for(self._url, colour).drivername
+            require(module_of(driver), driver.partition("+")[0], operation)
             if colour == "async":
-                _require("greenlet", "asyncio", operation)
+                require("greenlet", "asyncio", operation)
 
     def engine(self, colour: Colour) -> AnyEngine:
         """Return the engine for this process and, if async, for the running loop."""
@@ -133,15 +129,18 @@ class Database:
             if engine is None:
                 from sqlalchemy.ext.asyncio import create_async_engine
 
-                engine = create_async_engine(_url_for(self._named, "async"), **_options(self._named, "async"))
-                _tune(engine.sync_engine)
+                self._give_up_closed_loops()
+                engine = create_async_engine(
+                    url_for(self._named, "async"), **options_for(self._named, "async")
+                )
+                tune(engine.sync_engine)
                 self._made_in_loop[loop] = engine
             return engine
         if self._made is None:
             with self._lock:
                 if self._made is None:
-                    made = create_engine(_url_for(self._named, "sync"), **_options(self._named, "sync"))
-                    _tune(made)
+                    made = create_engine(url_for(self._named, "sync"), **options_for(self._named, "sync"))
+                    tune(made)
                     self._made = made
         return self._made
 
@@ -156,7 +155,7 @@ class Database:
             if loop.is_running():
                 yield engine.dispose()
             else:
-                engine.sync_engine.dispose(close=False)
+                _drop(engine)
 
     def autocommit(self, colour: Colour, work: Callable[[Connection], T]) -> Steps[T]:
         """Do `work` with a connection whose every statement is a transaction of its own.
@@ -169,13 +168,24 @@ class Database:
         while True:
             connection = yield engine.connect()
             try:
-                return (yield from ending(_do(connection, work), connection.close))
+                return (yield from ending(_do(connection, work), _closing(connection)))
             except Exception as error:
                 tries += 1
                 lost = tries == 1 and is_disconnect(error)
-                if not (lost or (is_conflict(error) and tries < _TRIES)):
+                if not (lost or (is_conflict(error) and tries < _TRIES)) or is_sqlite_busy(error):
                     raise
             yield Pause(0.002 * 2**tries)
+
+    def aside(self, colour: Colour, work: Callable[[Connection], T]) -> Steps[T]:
+        """The same, on a connection that the user's pool need not have to spare."""
+        if self._given is None:
+            return (yield from self.autocommit(colour, work))
+        given: Any = self._given
+        return (yield from beside(getattr(given, "sync_engine", given), colour, work))
+
+    def _give_up_closed_loops(self) -> None:
+        for loop in [loop for loop in self._made_in_loop if loop.is_closed()]:
+            _drop(self._made_in_loop.pop(loop))
 
     def _after_fork(self) -> None:
         # A socket shared with the parent would mix two conversations: leave the parent's connections alone.
@@ -189,79 +199,46 @@ class Database:
                 getattr(engine, "sync_engine", engine).dispose(close=False)
 
 
+def beside(engine: Engine, colour: Colour, work: Callable[[Connection], T]) -> Steps[T]:
+    """Do `work` in autocommit on a connection of its own, made as the engine makes them, and closed at the end."""
+    side: Any = vars(engine).get(_BESIDE)
+    if side is None:
+        pool = engine.pool.recreate()
+        if colour == "async":
+            from sqlalchemy.ext.asyncio import create_async_engine
+
+            side = create_async_engine(engine.url, pool=pool)
+        else:
+            side = create_engine(engine.url, pool=pool)
+        vars(engine)[_BESIDE] = side  # lives as long as the engine, and goes with it
+    return (yield from Database(side).autocommit(colour, lambda connection: _alone(connection, work)))
+
+
+def _alone(connection: Connection, work: Callable[[Connection], T]) -> T:
+    connection.detach()  # from its pool: closing it ends it
+    return work(connection)
+
+
+def _drop(engine: AsyncEngine) -> None:
+    """Let go of the sockets of an engine whose loop has ended: nobody can say goodbye on them any more."""
+    engine.sync_engine.dispose(close=False)
+
+
 def _do(connection: Any, work: Callable[[Connection], T]) -> Steps[T]:
-    result: T = yield on(connection, work)
+    result: T = yield on(connection, lambda opened: _committed(opened, work))
     return result
 
 
-def _checked(source: str | URL) -> URL:
-    try:
-        url = make_url(source)
-        url.get_dialect()
-    except (ArgumentError, NoSuchModuleError) as error:
-        raise ConfigurationError(
-            "this is no SQLAlchemy URL of a known database; write it like postgresql+psycopg://user@host/name, "
-            "mysql+pymysql://user@host/name or sqlite:///file.db"
-        ) from error
-    if url.get_backend_name() not in _SYNC_DRIVERS:
-        raise ConfigurationError(f"{url.get_backend_name()} is no database that idempo knows")
-    if url.get_backend_name() == "sqlite" and _in_memory(url):
-        raise ConfigurationError(
-            "an in-memory SQLite database is another one in each thread; use Memory(), or a file"
-        )
-    return url
+def _committed(connection: Connection, work: Callable[[Connection], T]) -> T:
+    result = work(connection)
+    driver = connection.connection.driver_connection
+    if connection.dialect.name == "sqlite" and driver is not None and driver.in_transaction:
+        connection.commit()  # an engine whose "begin" listener sends BEGIN, in autocommit too
+    return result
 
 
-def _in_memory(url: URL) -> bool:
-    database = url.database or ""
-    return database in ("", ":memory:") or "mode=memory" in str(url) or database.startswith("file::memory:")
+def _closing(connection: Any) -> Callable[[], Shielded]:
+    def closing() -> Steps[None]:
+        yield connection.close()
 
-
-def _url_for(url: URL, colour: Colour) -> URL:
-    """The same database by a driver of the colour."""
-    backend, _, driver = url.drivername.partition("+")
-    if colour == "async" and driver not in (*_ASYNC_NAMES, "psycopg"):
-        driver = _ASYNC_DRIVERS[backend]
-    if colour == "sync" and (not driver or driver in _ASYNC_NAMES):
-        driver = _SYNC_DRIVERS[backend]
-    return url.set(drivername=f"{backend}+{driver}")
-
-
-def _module_of(drivername: str) -> str:
-    driver = drivername.partition("+")[2]
-    return {"pysqlite": "sqlite3", "psycopg_async": "psycopg"}.get(driver, driver)
-
-
-def _require(module: str, what: str, operation: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        extra = {"postgresql": "postgres", "mariadb": "mysql"}.get(what, what)
-        raise ConfigurationError(
-            f"{operation} needs the package {module}, which is not installed: pip install 'idempo[{extra}]'"
-        )
-
-
-def _options(url: URL, colour: Colour) -> dict[str, Any]:
-    match url.get_backend_name():
-        case "sqlite":
-            options: dict[str, Any] = {"connect_args": {"timeout": 30}}
-            if colour == "async":
-                # An open aiosqlite connection has a thread of its own, which would keep the interpreter alive.
-                options["poolclass"] = NullPool
-            return options
-        case "postgresql":
-            return {"connect_args": {} if "asyncpg" in url.drivername else {"connect_timeout": 10}}
-        case _:
-            return {"connect_args": {"connect_timeout": 10}}
-
-
-def _tune(engine: Engine) -> None:
-    if engine.dialect.name != "sqlite":
-        return
-
-    @event.listens_for(engine, "connect")
-    def durable(connection: Any, _: Any) -> None:
-        # Readers beside one writer, and every commit on the disk before it is acknowledged.
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("PRAGMA synchronous = FULL")
-        cursor.close()
+    return lambda: Shielded(closing)  # a cancellation now would lose the connection to its pool

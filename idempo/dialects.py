@@ -150,11 +150,12 @@ class Dialect:
         return self.read(connection, digest).record(digest)
 
     def forget(self, connection: Connection, digest: bytes) -> bool:
-        sql = (
-            "DELETE FROM {table} WHERE digest = :digest AND keep_until > {clock} AND state <> 'released' "
-            "AND NOT (state = 'running' AND lease_until > {clock})"
-        )
-        return self.change(connection, sql, {"digest": digest}) == 1
+        row = self.read(connection, digest)
+        if row.free or (row.state == "running" and row.lease_until > row.now):
+            return False
+        # The row as it was seen: not the result of a run that ends while this waits for it.
+        sql = "DELETE FROM {table} WHERE digest = :digest AND fence = :seen AND state = :state"
+        return self.change(connection, sql, {"digest": digest, "seen": row.fence, "state": row.state}) == 1
 
     def fill(self, connection: Connection, call: Call, done: Done) -> None:
         assigned = (
@@ -236,9 +237,15 @@ def _only(values: dict[str, Any], sql: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if f":{name}" in sql}
 
 
+_DRIVERS = {"psycopg", "psycopg2", "asyncpg", "pymysql", "asyncmy", "aiomysql", "MySQLdb", "mysql", "sqlite3"}
+_DRIVERS |= {"sqlalchemy"}  # its adapters of async drivers
+
+
 def codes(error: BaseException) -> tuple[str, int]:
     """Return the SQLSTATE and the number that the driver gave `error`, as far as it gave them."""
-    cause = getattr(error, "orig", None) or error
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if cause is None or type(cause).__module__.partition(".")[0] not in _DRIVERS:
+        return "", 0  # the user's own exception, whatever number it carries
     state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or ""
     number = getattr(cause, "sqlite_errorcode", None)
     if number is None and cause.args and isinstance(cause.args[0], int):
@@ -255,18 +262,21 @@ _MISSING_TABLE = ("42P01", 1146)
 def is_conflict(error: BaseException) -> bool:
     """True if the database undid a transaction, or refused a statement, for the sake of another transaction."""
     state, number = codes(error)
-    return (
-        state in _CONFLICTS
-        or number in _CONFLICT_NUMBERS
-        or (number & 0xFF == _SQLITE_BUSY and number < 1000)
-    )
+    return state in _CONFLICTS or number in _CONFLICT_NUMBERS or is_sqlite_busy(error)
+
+
+def is_sqlite_busy(error: BaseException) -> bool:
+    """True if SQLite has waited for another writer for as long as it was told to."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    number = getattr(cause, "sqlite_errorcode", None)
+    return isinstance(number, int) and number & 0xFF == _SQLITE_BUSY
 
 
 def is_disconnect(error: BaseException) -> bool:
     """True if the connection was lost, so that nobody knows what became of the statement."""
-    if isinstance(error, DBAPIError):
-        return error.connection_invalidated or (codes(error)[0] or "08006").startswith(("08", "57P"))
-    return type(error).__name__ in ("OperationalError", "InterfaceError") and not codes(error)[0]
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated or codes(error)[0].startswith(("08", "57P"))
 
 
 def is_missing_table(error: BaseException) -> bool:

@@ -6,8 +6,6 @@ The exceptions of the decorated function itself are not here: they pass through 
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 __all__ = [
     "ColourMismatchError",
     "CompositionError",
@@ -40,7 +38,7 @@ class IdempoError(Exception):
         key: the business key as people read it, or "".
     """
 
-    ran: ClassVar[bool | None] = False
+    ran: bool | None = False
 
     def __init__(self, message: str, *, operation: str = "", key: str = "") -> None:
         where = f" [operation {operation!r}, key {key!r}]" if operation else ""

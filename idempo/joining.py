@@ -11,6 +11,7 @@ from typing import TypeVar, assert_never
 
 from idempo.asking import RunAgain, ask, attempt, judge
 from idempo.contracts import Inner, JoinedLedger, Terms, Unit
+from idempo.errors import IdempoError, LedgerUnavailableError
 from idempo.events import tell
 from idempo.records import MISSING, Answer, Call, Claimed, Completed, Done, InProgress, Orphan
 from idempo.steps import Pause, Shielded, Steps, ending
@@ -34,6 +35,7 @@ def joined(ledger: JoinedLedger, call: Call, terms: Terms, inner: Inner) -> Step
     """The same in the business transaction: record, business writes and result commit together or not at all."""
     patience, again = Patience(terms.wait), Patience(terms.completing)
     over: int | None = None
+    started = False
     while True:
         unit = yield from ask(ledger.open(call), call, terms)
         if isinstance(unit, Completed):
@@ -41,7 +43,12 @@ def joined(ledger: JoinedLedger, call: Call, terms: Terms, inner: Inner) -> Step
         once_in = _once_in(ledger, unit, call, terms, inner, over, patience.at_once)
         try:
             answer = yield from ending(once_in, _closing(unit))
+        except IdempoError as error:
+            if started and error.ran is False:
+                error.ran = None  # not this time, but before: what it did elsewhere is done
+            raise
         except RunAgain as undone:
+            started = started or not isinstance(undone.otherwise, LedgerUnavailableError)
             seconds = again.next_pause(call.lease)
             if seconds is None:
                 raise undone.otherwise from undone.otherwise.__cause__
@@ -86,6 +93,15 @@ def _once_in(
     return answer
 
 
+def _undone(unit: Unit, call: Call, terms: Terms) -> Steps[bool]:
+    try:
+        yield from unit.undo_writes()
+    except Exception as error:
+        tell(terms.hooks, "unavailable", call, type(error).__name__)
+        return False
+    return True
+
+
 def _claim_in(unit: Unit, call: Call, terms: Terms, over: int | None, wait: float) -> Steps[Answer]:
     try:
         return (yield from unit.claim(call, over, wait))
@@ -103,8 +119,8 @@ def _run_in(
         done = (yield from judge(call, terms)) if orphan else None
         if done is None:
             done = yield from inner(call)
-        if done.error is not None:
-            yield from unit.undo_writes()
+        if done.error is not None and not (yield from _undone(unit, call, terms)):
+            raise done.error  # the function has ended the transaction by itself: there is nothing to record it in
     except terms.unknown_errors as error:
         # What the function wrote is undone, but not what it did elsewhere: an orphan stays, for on_orphan to decide.
         yield from attempt(unit.abandon(call), call, terms)

@@ -1,6 +1,6 @@
 """Leases: renewed while the function runs, so that a slow but living owner keeps its claim.
 
-A call shorter than a third of its lease sends no renewal. A blocking call is watched by one daemon thread per ledger,
+A call shorter than a third of its lease sends no renewal. A blocking call is watched by one daemon thread per store,
 which starts with the first lease and ends after a minute without one; a call in an event loop by a timer of that loop.
 """
 
@@ -59,7 +59,7 @@ class KeepAlive(Request):
 
     def blocking(self) -> Beat:
         beat = Beat(self.every, self.renew)
-        _tickers.of(self.ledger).add(beat)
+        _tickers.of(getattr(self.ledger, "store", self.ledger)).add(beat)
         return beat
 
     async def awaiting(self) -> Beat:
@@ -103,9 +103,10 @@ class _Ticker:
                 heapq.heapify(self._due)
                 self._prune_at = 2 * len(self._due) + _FEW
             heapq.heappush(self._due, (at, next(self._order), beat))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._renew_forever, name="idempo-leases", daemon=True)
-                self._thread.start()
+            if self._thread is None or not self._thread.is_alive():
+                thread = threading.Thread(target=self._renew_forever, name="idempo-leases", daemon=True)
+                thread.start()
+                self._thread = thread
             elif self._due[0][2] is beat:
                 self._changed.notify()
 

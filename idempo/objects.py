@@ -1,30 +1,53 @@
-"""What an ORM session holds when the function starts, so that a failed run leaves no object behind."""
+"""What an ORM session holds when the function starts, so that a failed run leaves no object and no change behind."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
 from typing import Any
 
+from sqlalchemy import event
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.orm import Session
 
 __all__ = ["Objects"]
 
 
-@dataclass(frozen=True, slots=True)
 class Objects:
-    """The objects of a session at one moment. They are held, so that no other object takes one's identity."""
+    """The objects of a session at one moment, and which of them are written afterwards.
 
-    known: dict[int, Any]
+    They are held, so that no other object takes one's identity.
+    """
 
-    @classmethod
-    def of(cls, session: Session) -> Objects:
-        return cls({id(one): one for one in (*session.identity_map.values(), *session.new)})
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._known = {id(one): one for one in (*session.identity_map.values(), *session.new)}
+        self._written: list[Any] = []
+        event.listen(session, "after_flush", self._note)
 
-    def restore(self, session: Session) -> None:
-        """Forget what came since, and read again what was there: the database has gone back to that moment."""
+    def _note(self, session: Session, _: Any) -> None:
+        self._written += [*session.dirty, *session.deleted]
+
+    def let_go(self) -> None:
+        """Stop watching. Once is enough."""
+        if event.contains(self._session, "after_flush", self._note):
+            event.remove(self._session, "after_flush", self._note)
+
+    def restore(self) -> None:
+        """Forget what came since, and read again what was written: the database has gone back to that moment."""
+        self.let_go()
+        session = self._session
+        written = [*self._written, *session.dirty]
         for one in list(session.deleted):
             session.add(one)
-        for one in (*session.new, *session.identity_map.values()):
-            if id(one) not in self.known:
+        for one in [*session.new, *session.identity_map.values()]:
+            if id(one) not in self._known and one in session:
                 session.expunge(one)
-        session.expire_all()
+        for one in self._known.values():
+            if one not in session:  # taken along by a cascade
+                with contextlib.suppress(
+                    InvalidRequestError
+                ):  # its deletion was flushed: it is read again when asked for
+                    session.add(one)
+        for one in written:
+            if one in session:
+                session.expire(one)

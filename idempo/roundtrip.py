@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, TextClause
 from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import DBAPIError
 
 __all__ = ["Answered", "Statement", "can_send_together", "together"]
 
@@ -49,7 +50,18 @@ def together(connection: Connection, statements: Sequence[Statement]) -> list[An
     dialect = connection.dialect
     parts = (one if isinstance(one, str) else _compiled(one, dialect) for one, _ in statements)
     sql = "; ".join(parts)
-    return _send(connection.connection.dbapi_connection, connection.connection.driver_connection, sql, values)
+    raw: Any = connection.connection.driver_connection
+    import psycopg
+
+    try:
+        return _send(connection.connection.dbapi_connection, raw, sql, values)
+    except psycopg.Error as error:
+        # As SQLAlchemy would raise it. The values stay out of the text.
+        wrapped = DBAPIError.instance(
+            sql, None, error, psycopg.Error, hide_parameters=True, connection_invalidated=bool(raw.closed),
+            dialect=dialect,
+        )  # fmt: skip
+        raise wrapped from error
 
 
 def _alone(connection: Connection, statement: TextClause | str, values: dict[str, Any]) -> Answered:

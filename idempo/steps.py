@@ -8,6 +8,7 @@ same method names, so `connection.execute(...)` is a result or an awaitable of o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import time
 from collections.abc import Callable, Generator
@@ -118,7 +119,8 @@ class Shielded(Request):
         try:
             return run(self.steps())
         except (KeyboardInterrupt, SystemExit):
-            run(self.steps())
+            with contextlib.suppress(Exception):  # what counts now is the interrupt
+                run(self.steps())
             raise
 
     async def awaiting(self) -> Any:

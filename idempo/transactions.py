@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from idempo.connections import Database, on
+from idempo.connections import Database, beside, on
 from idempo.contracts import Colour, Inner, Site, Terms, Unit
 from idempo.dialects import Dialect, is_missing_table
 from idempo.errors import ColourMismatchError, CompositionError, ConfigurationError
@@ -148,29 +147,9 @@ class JoinedRecords:
         engine = sync.get_bind() if isinstance(sync, Session) else sync.engine
         engine = engine.engine if isinstance(engine, Connection) else engine
         if engine.dialect.name in ("mysql", "mariadb"):
-            side = _beside(engine, self.colour)
-            yield from side.autocommit(
-                self.colour, lambda c: _work(self.records, c, lambda at, c: _known(at, c, call))
+            yield from beside(
+                engine, self.colour, lambda c: _work(self.records, c, lambda at, c: _known(at, c, call))
             )
-
-
-_beside_engines: weakref.WeakKeyDictionary[Engine, Database] = weakref.WeakKeyDictionary()
-
-
-def _beside(engine: Engine, colour: Colour) -> Database:
-    """A pool of its own beside the engine's, which makes its connections in the same way."""
-    side = _beside_engines.get(engine)
-    if side is None:
-        pool = engine.pool.recreate()
-        made: Any
-        if colour == "async":
-            from sqlalchemy.ext.asyncio import create_async_engine
-
-            made = create_async_engine(engine.url, pool=pool)
-        else:
-            made = create_engine(engine.url, pool=pool)
-        side = _beside_engines[engine] = Database(made)
-    return side
 
 
 def _work(records: Records, connection: Connection, work: Callable[[Dialect, Connection], T]) -> T:

@@ -42,7 +42,7 @@ class SqlUnit:
         self._holder = holder
         self._objects: Objects | None = None
         self._savepoint = ""
-        self._mark = ""
+        self._mark: Any = None
         self._transaction: Any = None
         self._state: Literal["open", "refused", "claimed", "committing", "completed", "closed"] = "open"
 
@@ -76,10 +76,9 @@ class SqlUnit:
                 self._transaction = transaction_of(holder)
                 _uncommitted.setdefault(self._transaction, set()).add(call.digest)
                 if isinstance(holder, Session):
-                    self._objects = Objects.of(holder)
+                    self._objects = Objects(holder)
                 if self._marks:
-                    self._mark = f"idempo_{next(_savepoints)}"
-                    connection.exec_driver_sql(f"SAVEPOINT {self._mark}")
+                    self._mark = holder.begin_nested()
             case Completed() if call.digest in _uncommitted.get(transaction_of(holder), ()):
                 return replace(answer, durable=False)
         return answer
@@ -104,6 +103,8 @@ class SqlUnit:
         return kept
 
     def _complete(self, holder: Any, call: Call, payload: Payload) -> bool:
+        if self._mark is not None and self._mark.is_active:
+            self._mark.commit()
         if isinstance(holder, Session):
             holder.flush()  # the function's own pending writes: what they raise is the function's error
         # A function that ended the transaction by itself ended our savepoint with it.
@@ -113,10 +114,15 @@ class SqlUnit:
         if not self.owned:
             return dialect.complete_joined(connection, call, payload, savepoint)
         self._state = "committing"
-        return dialect.complete_and_commit(connection, call, payload, holder.commit)
+        if _commits_alone(holder, connection):
+            return dialect.complete_and_commit(connection, call, payload, holder.commit)
+        kept = dialect.complete(connection, call, payload)
+        if kept:
+            holder.commit()
+        return kept
 
     def undo_writes(self) -> Steps[None]:
-        yield on(self._holder, lambda holder: self._roll_back_to(holder, self._mark))
+        yield on(self._holder, lambda holder: self._mark.rollback())
 
     def abandon(self, call: Call) -> Steps[None]:
         """Undo what the function has written, and leave its claim behind as an orphan, committed if that is ours."""
@@ -126,7 +132,7 @@ class SqlUnit:
         self._state = "completed"
 
     def _abandon(self, holder: Any, call: Call) -> None:
-        self._roll_back_to(holder, self._mark)
+        self._mark.rollback()
         connection = connection_of(holder)
         dialect_of(connection, self._records).renew(connection, call, 0)
 
@@ -135,6 +141,8 @@ class SqlUnit:
         ended, self._state = self._state, "closed"
         if ended == "closed":
             return
+        if self._objects is not None:
+            self._objects.let_go()
         try:
             if self.owned and ended != "completed":
                 yield self._holder.rollback()
@@ -148,15 +156,27 @@ class SqlUnit:
                 yield self._holder.close()
 
     def _roll_back_to(self, holder: Any, savepoint: str) -> None:
+        if self._transaction is not None and transaction_of(holder) is not self._transaction:
+            return  # the function has ended the transaction by itself, and our savepoint with it
         connection_of(holder).exec_driver_sql(f"ROLLBACK TO SAVEPOINT {savepoint}")
         if self._objects is not None:
-            self._objects.restore(holder)
+            self._objects.restore()
 
     def again(self, error: BaseException) -> bool:
-        return self.owned and is_conflict(error)
+        # A nested call of ours, in the same transaction, may have met the conflict and told it in its own words.
+        return self.owned and (is_conflict(error) or is_conflict(error.__cause__ or error))
 
     def ambiguous(self, error: BaseException) -> bool:
         return self.owned and self._state == "committing" and is_disconnect(error)
+
+
+def _commits_alone(holder: Any, connection: Connection) -> bool:
+    """True if nothing of the user's stands between the completion and the commit, so that they can go together."""
+    if connection.dispatch.commit:
+        return False
+    if not isinstance(holder, Session):
+        return not connection.in_nested_transaction()
+    return not (holder.twophase or holder.in_nested_transaction() or holder.dispatch.before_commit)
 
 
 def connection_of(holder: Any) -> Connection:

@@ -51,6 +51,8 @@ def first_error(error: BaseException, call: Call, terms: Terms) -> Done:
 def _encoded(encode: Callable[[Any], bytes], result: Any, call: Call, terms: Terms) -> bytes | None:
     try:
         data = encode(result)
+        if not isinstance(data, bytes):
+            raise UnstorableError(f"the codec made a {type(data).__name__} of it, not bytes")
         if len(data) > terms.max_result:
             raise UnstorableError(f"{len(data)} bytes are more than max_result={terms.max_result}")
     except Exception as error:

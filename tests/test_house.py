@@ -15,7 +15,7 @@ ROOT = Path(idempo.__file__).parent
 FLOORS = [
     "errors steps records keys canonical specs fingerprints codec annotations leaves shapes tagged events running",
     "waiting leases guarantees contracts verdicts asking protocol joining layers",
-    "sql dialects postgresql mysql sqlite schema roundtrip connections objects units transactions scripts",
+    "sql dialects postgresql mysql sqlite schema roundtrip urls connections objects units transactions scripts",
     "terms operation functions assembly decorator embedded "
     "strategies strategies.memory strategies.unique_insert strategies.redis_cache",
     "testing testing.tools testing.promises testing.ledgers inspection",

@@ -16,6 +16,7 @@ from typing import Any
 
 import redis
 import redis.asyncio
+import redis.connection
 import redis.exceptions
 from redis.exceptions import NoScriptError
 
@@ -76,6 +77,11 @@ class RedisLedger:
     clients: _Clients
     prefix: bytes
     colour: Colour
+
+    @property
+    def store(self) -> _Clients:
+        """What all ledgers on this server share: one thread renews their leases."""
+        return self.clients
 
     def claim(self, call: Call, over: int | None) -> Steps[Answer]:
         answer = yield from self._script(
@@ -218,6 +224,14 @@ class _Clients:
                 raise ConfigurationError(
                     "RedisCache takes a URL that starts with redis://, rediss://, unix:// or redis+cluster://"
                 )
+            try:
+                parse: Any = redis.connection.parse_url
+                parse(self._url.replace("+cluster://", "://", 1))
+            except ValueError:
+                # Not from the error: it may show a part of the password.
+                raise ConfigurationError(
+                    "this Redis URL cannot be read; characters such as / @ : in a password are written as %2F %40 %3A"
+                ) from None
         elif not callable(getattr(source, "execute_command", None)):
             raise ConfigurationError(
                 f"RedisCache takes a URL or a client of redis-py, not {type(source).__name__}"
@@ -246,6 +260,8 @@ class _Clients:
             loop = asyncio.get_running_loop()
             client = self._made_in_loop.get(loop)
             if client is None:
+                for ended in [one for one in self._made_in_loop if one.is_closed()]:
+                    del self._made_in_loop[ended]  # and its sockets: nobody can say goodbye on them any more
                 client = self._made_in_loop[loop] = self._make(redis.asyncio)
             return client
         if self._made is None:

@@ -125,6 +125,11 @@ class SqlLedger:
     database: Database
     colour: Colour
 
+    @property
+    def store(self) -> Database:
+        """What all ledgers on this database share: one thread renews their leases."""
+        return self.database
+
     def claim(self, call: Call, over: int | None) -> Steps[Answer]:
         return (yield from self._do(lambda at, connection: at.claim(connection, call, over)))
 
@@ -135,7 +140,9 @@ class SqlLedger:
         return (yield from self._do(lambda at, connection: at.release(connection, call)))
 
     def renew(self, call: Call, lease: float) -> Steps[bool]:
-        return (yield from self._do(lambda at, connection: at.renew(connection, call, lease)))
+        # The user's function may hold every connection of the user's pool, for longer than the lease.
+        work = lambda connection: dialect_of(connection, self.records).renew(connection, call, lease)  # noqa: E731
+        return (yield from self.database.aside(self.colour, work))
 
     def lookup(self, digest: bytes) -> Steps[Record | None]:
         return (yield from self._do(lambda at, connection: at.lookup(connection, digest)))

@@ -20,6 +20,7 @@ from tenacity import retry, stop_after_attempt, wait_none
 import idempo
 from idempo import (
     CompositionError,
+    ConfigurationError,
     Event,
     FingerprintMismatchError,
     Memory,
@@ -744,7 +745,9 @@ def test_a_partial_of_a_coroutine_function_is_async() -> None:
 @colours
 def test_a_callable_object_is_decorated_like_a_function(colour: Colour) -> None:
     one: Any = Doubler() if colour == "sync" else AsyncDoubler()
-    f: Any = idempotent(key="{order_no}", using=Memory())(one)
+    with pytest.raises(ConfigurationError, match="give it a name="):
+        idempotent(key="{order_no}", using=Memory())(one)
+    f: Any = idempotent(key="{order_no}", using=Memory(), name="doubler")(one)
 
     def test() -> Steps[None]:
         assert (yield f("A-1")) == 2

@@ -1,0 +1,94 @@
+"""Database URLs: which driver serves which colour, what it needs, and how its engine is set up."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from sqlalchemy import URL, Engine, event, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.pool import NullPool
+
+from idempo.contracts import Colour
+from idempo.errors import ConfigurationError
+
+__all__ = ["checked", "module_of", "options_for", "require", "tune", "url_for"]
+
+_ASYNC_DRIVERS = {"sqlite": "aiosqlite", "mysql": "asyncmy", "mariadb": "asyncmy", "postgresql": "psycopg"}
+_SYNC_DRIVERS = {"sqlite": "pysqlite", "mysql": "pymysql", "mariadb": "pymysql", "postgresql": "psycopg"}
+_ASYNC_NAMES = ("aiosqlite", "asyncmy", "aiomysql", "asyncpg", "psycopg_async")
+
+
+def checked(source: str | URL) -> URL:
+    try:
+        url = make_url(source)
+        url.get_dialect()
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise ConfigurationError(
+            "this is no SQLAlchemy URL of a known database; write it like postgresql+psycopg://user@host/name, "
+            "mysql+pymysql://user@host/name or sqlite:///file.db"
+        ) from error
+    if url.get_backend_name() not in _SYNC_DRIVERS:
+        raise ConfigurationError(f"{url.get_backend_name()} is no database that idempo knows")
+    if url.get_backend_name() == "sqlite" and _in_memory(url):
+        raise ConfigurationError(
+            "an in-memory SQLite database is another one in each thread; use Memory(), or a file"
+        )
+    return url
+
+
+def _in_memory(url: URL) -> bool:
+    database = url.database or ""
+    return database in ("", ":memory:") or "mode=memory" in str(url) or database.startswith("file::memory:")
+
+
+def url_for(url: URL, colour: Colour) -> URL:
+    """The same database by a driver of the colour."""
+    backend, _, driver = url.drivername.partition("+")
+    if colour == "async" and driver not in (*_ASYNC_NAMES, "psycopg"):
+        driver = _ASYNC_DRIVERS[backend]
+    if colour == "sync" and (not driver or driver in _ASYNC_NAMES):
+        driver = _SYNC_DRIVERS[backend]
+    return url.set(drivername=f"{backend}+{driver}")
+
+
+def module_of(drivername: str) -> str:
+    driver = drivername.partition("+")[2]
+    return {"pysqlite": "sqlite3", "psycopg_async": "psycopg"}.get(driver, driver)
+
+
+def require(module: str, what: str, operation: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        extra = {"postgresql": "postgres", "mariadb": "mysql"}.get(what, what)
+        raise ConfigurationError(
+            f"{operation} needs the package {module}, which is not installed: pip install 'idempo[{extra}]'"
+        )
+
+
+def options_for(url: URL, colour: Colour) -> dict[str, Any]:
+    # What is stored may be anybody's secret: it is no part of an error's text.
+    options: dict[str, Any] = {"hide_parameters": True}
+    match url.get_backend_name():
+        case "sqlite":
+            options["connect_args"] = {"timeout": 30}
+            if colour == "async":
+                # An open aiosqlite connection has a thread of its own, which would keep the interpreter alive.
+                options["poolclass"] = NullPool
+        case "postgresql" if "asyncpg" in url.drivername:
+            pass
+        case _:
+            options["connect_args"] = {"connect_timeout": 10}
+    return options
+
+
+def tune(engine: Engine) -> None:
+    if engine.dialect.name != "sqlite":
+        return
+
+    @event.listens_for(engine, "connect")
+    def durable(connection: Any, _: Any) -> None:
+        # Readers beside one writer, and every commit on the disk before it is acknowledged.
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.close()
