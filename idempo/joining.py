@@ -37,32 +37,32 @@ def joined(ledger: JoinedLedger, call: Call, terms: Terms, inner: Inner) -> Step
     over: int | None = None
     started = False
     while True:
-        unit = yield from ask(ledger.open(call), call, terms)
-        if isinstance(unit, Completed):
-            return replay(unit, call, terms)
-        once_in = _once_in(ledger, unit, call, terms, inner, over, patience.at_once)
         try:
+            unit = yield from ask(ledger.open(call), call, terms)
+            if isinstance(unit, Completed):
+                return replay(unit, call, terms)
+            once_in = _once_in(ledger, unit, call, terms, inner, over, patience.at_once)
             answer = yield from ending(once_in, _closing(unit))
-        except IdempoError as error:
-            if started and error.ran is False:
-                error.ran = None  # not this time, but before: what it did elsewhere is done
-            raise
+            match answer:
+                case Done():
+                    return answer
+                case InProgress(_, lease_left):
+                    waiting = pause(patience, call, terms, lease_left)
+                case Orphan(_, fence):
+                    over, waiting = fence, Pause(0.0)
+                case _:
+                    assert_never(answer)
         except RunAgain as undone:
             started = started or not isinstance(undone.otherwise, LedgerUnavailableError)
             seconds = again.next_pause(call.lease)
             if seconds is None:
                 raise undone.otherwise from undone.otherwise.__cause__
-            yield Pause(seconds)
-            continue
-        match answer:
-            case Done():
-                return answer
-            case InProgress(_, lease_left):
-                yield pause(patience, call, terms, lease_left)
-            case Orphan(_, fence):
-                over = fence
-            case _:
-                assert_never(answer)
+            waiting = Pause(seconds)
+        except IdempoError as error:
+            if started and error.ran is False:
+                error.ran = None  # not this time, but before: what it did elsewhere is done
+            raise
+        yield waiting
 
 
 def _closing(unit: Unit) -> Callable[[], Shielded]:
