@@ -347,7 +347,7 @@ def test_a_call_refused_after_its_function_has_run_does_not_say_that_it_has_not(
 
     @event.listens_for(engine, "rollback")
     def another_claims(_: Any) -> None:
-        if not claimed:
+        if len(mails) and not claimed:
             claimed.append(True)
             blocker("A-1", owner)
 
