@@ -177,8 +177,8 @@ class Database:
             yield Pause(0.002 * 2**tries)
 
     def aside(self, colour: Colour, work: Callable[[Connection], T]) -> Steps[T]:
-        """The same, on a connection that the user's pool need not have to spare."""
-        if self._given is None:
+        """The same, on a connection that the user's pool need not have to spare; async, on one of that pool."""
+        if self._given is None or colour == "async":
             return (yield from self.autocommit(colour, work))
         given: Any = self._given
         return (yield from beside(getattr(given, "sync_engine", given), colour, work))
@@ -231,8 +231,9 @@ def _do(connection: Any, work: Callable[[Connection], T]) -> Steps[T]:
 
 def _committed(connection: Connection, work: Callable[[Connection], T]) -> T:
     result = work(connection)
-    driver = connection.connection.driver_connection
-    if connection.dialect.name == "sqlite" and driver is not None and driver.in_transaction:
+    if connection.dialect.name == "sqlite" and getattr(
+        connection.connection.driver_connection, "in_transaction", False
+    ):
         connection.commit()  # an engine whose "begin" listener sends BEGIN, in autocommit too
     return result
 

@@ -1,6 +1,7 @@
 """Ordinary programs around a joined or leased function: listeners, domain errors, odd exceptions, odd codecs."""
 
 import asyncio
+import contextvars
 import json
 import time
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, func, select
+from sqlalchemy import Engine, create_engine, event, func, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 from sqlalchemy.schema import ForeignKey
@@ -317,42 +318,31 @@ def test_a_url_that_cannot_be_read_is_refused_without_showing_its_password() -> 
 
 
 def test_a_call_refused_after_its_function_has_run_does_not_say_that_it_has_not(postgres: Server) -> None:
-    """Undone by the database after its mail was sent, and then refused."""
-    from idempo.dialects import is_conflict
-
-    engine = create_engine(fresh_database(postgres), isolation_level="SERIALIZABLE")
+    """Undone by the database after its mail was sent, and then refused by another caller's open transaction."""
+    engine = create_engine(fresh_database(postgres))
     ledger = UniqueInsert(engine, join="session")
     ledger.create_schema()
     mails = Effects()
+    blocker: Any = idempotent(
+        key="{order}", using=UniqueInsert(join="session"), name="refused", fingerprint=None
+    )(lambda order, session: 0)
+
+    @idempotent(key="{order}", using=ledger, name="refused", wait=0, fingerprint=None)
+    def f(order: str, session: Any = None) -> None:
+        mails.add(order)
+        session.execute(text("ROLLBACK"))  # as the database does to a deadlock's victim
+        blocker_steps(order)
+        session.execute(text("DO $$ BEGIN RAISE deadlock_detected; END $$"))
+
     owner = Session(engine)
-    claimed: list[bool] = []
 
-    @idempotent(key="{order}", using=ledger, name="serial", wait=0)
-    def f(order: str, session: Any = None) -> int:
-        if mails.add(order) == 1:
-            raise undone
-        return len(mails)
-
-    from sqlalchemy.exc import OperationalError
-
-    class SerializationFailure(Exception):
-        sqlstate = "40001"
-
-    SerializationFailure.__module__ = "psycopg.errors"
-    undone = OperationalError("SELECT 1", {}, SerializationFailure())
-    assert is_conflict(undone)
-    blocker: Any = idempotent(key="{order}", using=UniqueInsert(join="session"), name="serial")(
-        lambda order, session: 0
-    )
-
-    @event.listens_for(engine, "rollback")
-    def another_claims(_: Any) -> None:
-        if len(mails) and not claimed:
-            claimed.append(True)
-            blocker("A-1", owner)
+    def blocker_steps(order: str) -> None:
+        # In a context of its own, as another request would be.
+        contextvars.Context().run(blocker, order, owner)
 
     with pytest.raises(InProgressError) as refused:
         f("A-1")
+    assert len(mails) == 1
     assert refused.value.ran is None
     owner.rollback()
     owner.close()
