@@ -215,9 +215,18 @@ class Dialect:
         return kept
 
     def complete_and_commit(
-        self, connection: Connection, call: Call, payload: Payload, commit: Callable[[], None]
+        self,
+        connection: Connection,
+        call: Call,
+        payload: Payload,
+        commit: Callable[[], None],
+        *,
+        at_once: bool,
     ) -> bool:
-        """Record the first result, and commit. False, and no commit, if the claim is gone."""
+        """Record the first result, and commit. False, and no commit, if the claim is gone.
+
+        `at_once` allows one request for both, where the database can.
+        """
         kept = self.complete(connection, call, payload)
         if kept:
             commit()

@@ -84,11 +84,17 @@ class PostgreSQL(Dialect):
         return kept.count == 1
 
     def complete_and_commit(
-        self, connection: Connection, call: Call, payload: Payload, commit: Callable[[], None]
+        self,
+        connection: Connection,
+        call: Call,
+        payload: Payload,
+        commit: Callable[[], None],
+        *,
+        at_once: bool,
     ) -> bool:
         values = completion(call, payload)
-        if not can_send_together(connection, values):
-            return super().complete_and_commit(connection, call, payload, commit)
+        if not (at_once and can_send_together(connection, values)):
+            return super().complete_and_commit(connection, call, payload, commit, at_once=False)
         update = self.statement(self._complete_or_fail), values
         try:
             together(connection, [update, ("COMMIT", {})])

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from idempo.connections import on
 from idempo.dialects import Dialect, is_conflict, is_disconnect, is_missing_table
-from idempo.errors import ConfigurationError, InProgressError
+from idempo.errors import ConfigurationError, IdempoError, InProgressError
 from idempo.objects import Objects
 from idempo.records import Answer, Call, Claimed, Completed, InProgress, Payload
 from idempo.schema import create, dialect_of, missing_table
@@ -114,12 +114,8 @@ class SqlUnit:
         if not self.owned:
             return dialect.complete_joined(connection, call, payload, savepoint)
         self._state = "committing"
-        if _commits_alone(holder, connection):
-            return dialect.complete_and_commit(connection, call, payload, holder.commit)
-        kept = dialect.complete(connection, call, payload)
-        if kept:
-            holder.commit()
-        return kept
+        at_once = _commits_alone(holder, connection)
+        return dialect.complete_and_commit(connection, call, payload, holder.commit, at_once=at_once)
 
     def undo_writes(self) -> Steps[None]:
         yield on(self._holder, lambda holder: self._mark.rollback())
@@ -164,7 +160,8 @@ class SqlUnit:
 
     def again(self, error: BaseException) -> bool:
         # A nested call of ours, in the same transaction, may have met the conflict and told it in its own words.
-        return self.owned and (is_conflict(error) or is_conflict(error.__cause__ or error))
+        told = error.__cause__ if isinstance(error, IdempoError) else error
+        return self.owned and told is not None and is_conflict(told)
 
     def ambiguous(self, error: BaseException) -> bool:
         return self.owned and self._state == "committing" and is_disconnect(error)

@@ -347,3 +347,22 @@ def test_a_call_refused_after_its_function_has_run_does_not_say_that_it_has_not(
     owner.rollback()
     owner.close()
     engine.dispose()
+
+
+def test_a_domain_error_raised_from_a_conflict_is_the_users_own_and_runs_once(engine: Engine) -> None:
+    """Only a nested call of ours may tell a conflict in other words; the user's translation of one stands."""
+    effects = Effects()
+
+    class Busy(Exception):
+        sqlstate = "40001"
+
+    Busy.__module__ = "psycopg.errors"
+
+    @idempotent(key="{order}", using=UniqueInsert(engine, join="session"), lease=2)
+    def f(order: str, session: Any = None) -> None:
+        effects.add(order)
+        raise AlreadyOrdered from Busy()
+
+    with pytest.raises(AlreadyOrdered):
+        f("A-1")
+    assert len(effects) == 1
