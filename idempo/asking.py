@@ -10,6 +10,7 @@ from idempo.events import tell
 from idempo.records import RERUN, Call, Done, Found
 from idempo.steps import Steps
 from idempo.verdicts import first_value, unavailable
+from idempo.waiting import WaitPolicy
 
 T = TypeVar("T")
 
@@ -17,12 +18,16 @@ __all__ = ["RunAgain", "ask", "attempt", "judge"]
 
 
 class RunAgain(Exception):
-    """The database undid our own transaction for the sake of another one: the call starts over."""
+    """Our own transaction came to nothing, for the sake of another one: the call starts over in a new one."""
 
-    def __init__(self, otherwise: Exception) -> None:
+    def __init__(self, otherwise: Exception, *, started: bool, policy: WaitPolicy | None = None) -> None:
         super().__init__(otherwise)
         self.otherwise = otherwise
-        """What is raised if it happens again and again."""
+        """What is raised if it happens again and again, and where the transaction is the caller's."""
+        self.started = started
+        """True if the function was entered."""
+        self.policy = policy
+        """How often to start over; without one, for as long as a lease lasts."""
 
 
 def ask(steps: Steps[T], call: Call, terms: Terms) -> Steps[T]:

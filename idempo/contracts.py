@@ -19,6 +19,7 @@ KeySpec: TypeAlias = str | Callable[..., object] | tuple[str, ...]
 __all__ = [
     "Colour",
     "Inner",
+    "IssuingLedger",
     "JoinedLedger",
     "KeySpec",
     "Layer",
@@ -109,6 +110,18 @@ class Ledger(Protocol):
 
     def fill(self, call: Call, done: Done) -> Steps[None]:
         """Keep the result that a ledger inside has recorded, for `done.keep_left` seconds at the most."""
+        ...
+
+
+class IssuingLedger(Ledger, Protocol):
+    """A ledger that can also issue keys beforehand, which then are claimed by `Call.demand == Issued(...)`."""
+
+    def issue(self, call: Call) -> Steps[bool]:
+        """Keep `call.digest` as issued for `call.keep` seconds. False, and no change, if the key is known already."""
+        ...
+
+    def revoke(self, digest: bytes) -> Steps[bool]:
+        """Delete an issued key that nobody has claimed. False, and no change, for any other."""
         ...
 
 

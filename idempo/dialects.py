@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from sqlalchemy import Connection, TextClause
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from idempo.records import Answer, Call, Claimed, Done, InProgress, Payload, Record
+from idempo.records import Above, Answer, Call, Claimed, Done, InProgress, Issued, Payload, Record
 from idempo.sql import COLUMNS, MICROSECONDS, Records, Row, completion, filled, identity, row_of, typed
 
 __all__ = ["Dialect", "is_conflict", "is_disconnect", "is_missing_table"]
@@ -23,10 +23,12 @@ WRITTEN = "digest, operation, scope, business_key, state, owner, fence, attempt,
 TIMES = "lease_until, created_at, completed_at, keep_until, result"
 RACES = 50
 
-# Free to claim: its retention is over, its owner released it, or it is the orphan that the caller accepts to take over.
+# Free to claim: its retention is over, its owner released it or nobody has spent it, it is the orphan that the caller
+# accepts to take over, or the first result that it accepts to replace.
 FREE = (
-    "(r.keep_until <= {now} OR r.state = 'released' "
-    "OR (r.state = 'running' AND r.lease_until <= {now} AND r.fence = :over))"
+    "(r.keep_until <= {now} OR r.state IN ('released', 'issued') "
+    "OR (r.state = 'running' AND r.lease_until <= {now} AND r.fence = :over) "
+    "OR (r.state IN ('completed', 'failed') AND r.fence = :above))"
 )
 
 
@@ -93,6 +95,16 @@ class Dialect:
             connection, identity(call) | {"state": "released", "fence": 0, "attempt": 0, "owner": b""}
         )
 
+    def issue(self, connection: Connection, call: Call) -> bool:
+        """Insert a key that waits to be claimed, for `call.keep` seconds. False, and no change, if it is there."""
+        values = identity(call) | {"state": "issued", "fence": 0, "attempt": 0, "owner": b"", "lease": 0}
+        return self._insert(connection, values)
+
+    def revoke(self, connection: Connection, digest: bytes) -> bool:
+        """Delete an issued key that nobody has claimed. False, and no change, for any other."""
+        sql = "DELETE FROM {table} WHERE digest = :digest AND state = 'issued' AND keep_until > {clock}"
+        return self.change(connection, sql, {"digest": digest}) == 1
+
     def _insert(self, connection: Connection, values: dict[str, Any]) -> bool:
         sql = (
             f"INSERT INTO {{table}} ({WRITTEN}, {TIMES}) VALUES (:digest, :operation, :scope, :business_key, :state, "
@@ -118,7 +130,7 @@ class Dialect:
             "fence": mine.fence,
             "attempt": mine.attempt,
             "seen": row.fence,
-            "over": accepted(over),
+            **accepted(call, over),
         }
         return mine if self.change(connection, sql, values) == 1 else None
 
@@ -128,10 +140,11 @@ class Dialect:
     def release(self, connection: Connection, call: Call) -> bool:
         # The row stays: its count of attempts and its fence go on.
         sql = (
-            "UPDATE {table} SET state = 'released' WHERE digest = :digest AND owner = :owner "
-            "AND state IN ('running', 'released')"
+            "UPDATE {table} SET state = :free WHERE digest = :digest AND owner = :owner "
+            "AND state IN ('running', :free)"
         )
-        return self.change(connection, sql, {"digest": call.digest, "owner": call.owner}) == 1
+        free = "issued" if isinstance(call.demand, Issued) else "released"
+        return self.change(connection, sql, {"digest": call.digest, "owner": call.owner, "free": free}) == 1
 
     def renew(self, connection: Connection, call: Call, lease: float) -> bool:
         sql = (
@@ -237,9 +250,10 @@ class Dialect:
         raise NotImplementedError
 
 
-def accepted(over: int | None) -> int:
-    """The parameter for the fence of the orphan that may be taken over; no record has a fence of -1."""
-    return -1 if over is None else over
+def accepted(call: Call, over: int | None) -> dict[str, int]:
+    """The fences of the orphan and of the first result that may be replaced; no record has a fence of -1."""
+    above = call.demand.fence if isinstance(call.demand, Above) else -1
+    return {"over": -1 if over is None else over, "above": above}
 
 
 def _only(values: dict[str, Any], sql: str) -> dict[str, Any]:

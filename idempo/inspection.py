@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["STATES", "Inspection", "State", "Wanted", "inspect", "redis_client"]
 
-State: TypeAlias = Literal["running", "orphan", "completed", "failed"]
-STATES: tuple[State, ...] = ("running", "orphan", "completed", "failed")
+State: TypeAlias = Literal["issued", "running", "orphan", "completed", "failed"]
+STATES: tuple[State, ...] = ("issued", "running", "orphan", "completed", "failed")
 _SCANNED = 1_000_000
 """Keys of a Redis that are looked at, at the most."""
 
@@ -135,7 +135,7 @@ class _SqlInspection:
                 found = found.where(column.state == "running", column.lease_until > now)
             case "orphan":
                 found = found.where(column.state == "running", column.lease_until <= now)
-            case "completed" | "failed":
+            case "issued" | "completed" | "failed":
                 found = found.where(column.state == wanted.state)
         # By the one column with an index: also a table of millions answers at once.
         found = found.order_by(column.keep_until.desc()).limit(wanted.limit)

@@ -11,20 +11,21 @@ from typing import TypeVar, assert_never
 
 from idempo.asking import RunAgain, ask, attempt, judge
 from idempo.contracts import Inner, JoinedLedger, Terms, Unit
-from idempo.errors import IdempoError, LedgerUnavailableError
+from idempo.errors import IdempoError
 from idempo.events import tell
-from idempo.records import MISSING, Answer, Call, Claimed, Completed, Done, InProgress, Orphan
+from idempo.records import MISSING, Answer, Call, Claimed, Completed, Done, InProgress, NotIssued, Orphan
 from idempo.steps import Pause, Shielded, Steps, ending
 from idempo.verdicts import (
     check_arguments,
     lost,
+    never_issued,
     orphaned,
     pause,
     replay,
     unavailable,
     unknown,
 )
-from idempo.waiting import Patience
+from idempo.waiting import Patience, WaitPolicy
 
 T = TypeVar("T")
 
@@ -33,7 +34,8 @@ __all__ = ["joined"]
 
 def joined(ledger: JoinedLedger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
     """The same in the business transaction: record, business writes and result commit together or not at all."""
-    patience, again = Patience(terms.wait), Patience(terms.completing)
+    patience = Patience(terms.wait)
+    again: dict[WaitPolicy, Patience] = {}
     over: int | None = None
     started = False
     while True:
@@ -53,8 +55,9 @@ def joined(ledger: JoinedLedger, call: Call, terms: Terms, inner: Inner) -> Step
                 case _:
                     assert_never(answer)
         except RunAgain as undone:
-            started = started or not isinstance(undone.otherwise, LedgerUnavailableError)
-            seconds = again.next_pause(call.lease)
+            started = started or undone.started
+            policy = undone.policy or terms.completing
+            seconds = again.setdefault(policy, Patience(policy)).next_pause(call.lease)
             if seconds is None:
                 raise undone.otherwise from undone.otherwise.__cause__
             waiting = Pause(seconds)
@@ -88,6 +91,8 @@ def _once_in(
             check_arguments(answer.fingerprint, call, terms)
             if terms.on_orphan == "refuse":
                 raise orphaned(call, terms)
+        case NotIssued():
+            raise never_issued(call, terms)
         case _:
             assert_never(answer)
     return answer
@@ -107,7 +112,7 @@ def _claim_in(unit: Unit, call: Call, terms: Terms, over: int | None, wait: floa
         return (yield from unit.claim(call, over, wait))
     except Exception as error:
         if unit.again(error):
-            raise RunAgain(unavailable(call, terms, error)) from error
+            raise RunAgain(unavailable(call, terms, error), started=False) from error
         raise
 
 
@@ -125,17 +130,22 @@ def _run_in(
         # What the function wrote is undone, but not what it did elsewhere: an orphan stays, for on_orphan to decide.
         yield from attempt(unit.abandon(call), call, terms)
         raise unknown(call, terms, type(error).__name__) from error
+    except RunAgain as undone:
+        tell(terms.hooks, "released", call)
+        if not unit.owned:
+            raise undone.otherwise from undone.otherwise.__cause__  # only the caller can begin a new transaction
+        raise
     except Exception as error:
         tell(terms.hooks, "released", call)
         if unit.again(error):
-            raise RunAgain(error) from error
+            raise RunAgain(error, started=True) from error
         raise
     payload = done.payload
     try:
         kept = yield Shielded(lambda: unit.complete(call, payload))
     except Exception as error:
         if unit.again(error):
-            raise RunAgain(error) from error
+            raise RunAgain(error, started=True) from error
         if not unit.ambiguous(error):
             raise
         yield Shielded(unit.close)  # its connection may be the only one there is

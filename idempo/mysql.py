@@ -36,10 +36,11 @@ class MySQL(Dialect):
         )
         with self.bounded(connection, wait):
             row = self.fetch(connection, sql, {"digest": call.digest})
-        if row.state == "absent":
+        answer = row.answer(call, over)
+        if answer is None and row.state == "absent":
             return InProgress(b"", 0.0)  # purged since the placeholder was made: make it again
         # The row is locked: nobody changes it between this look and the claim.
-        return row.answer(call, over) or self.take(connection, call, row, over) or InProgress(b"", 0.0)
+        return answer or self.take(connection, call, row, over) or InProgress(b"", 0.0)
 
     def lock_clause(self, wait: float) -> str:
         return " NOWAIT" if wait <= 0 else ""

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import Connection
 
 from idempo.dialects import ALL, COMPLETE, FREE, RACES, TIMES, WRITTEN, Dialect, accepted, codes
-from idempo.records import Answer, Call, InProgress, Payload
+from idempo.records import Answer, Call, InProgress, Issued, NotIssued, Payload
 from idempo.roundtrip import Statement, can_send_together, together
-from idempo.sql import completion, identity, row_of
+from idempo.sql import Row, completion, identity, row_of
 
 __all__ = ["PostgreSQL"]
 
@@ -34,6 +35,8 @@ class PostgreSQL(Dialect):
         f"claimed AS (INSERT INTO {{table}} AS r ({WRITTEN}, {TIMES}) "
         "SELECT :digest, :operation, :scope, :business_key, 'running', :owner, now.us, 1, :fingerprint, "
         "now.us + :lease, now.us, NULL, now.us + :keep, NULL FROM now WHERE NOT EXISTS (SELECT 1 FROM known) "
+        "AND (NOT :issued OR EXISTS "
+        "(SELECT 1 FROM {table} AS r WHERE r.digest = :digest AND r.keep_until > now.us)) "
         "ON CONFLICT (digest) DO UPDATE SET operation = excluded.operation, scope = excluded.scope, "
         "business_key = excluded.business_key, state = 'running', owner = excluded.owner, "
         "fence = greatest(r.fence + 1, excluded.fence), "
@@ -55,10 +58,10 @@ class PostgreSQL(Dialect):
     _complete_or_fail = f"WITH kept AS ({COMPLETE} RETURNING 1) SELECT 1 / count(*) FROM kept"
 
     def claim(self, connection: Connection, call: Call, over: int | None) -> Answer:
-        values = identity(call) | {"over": accepted(over)}
+        values = self._claiming(call, over)
         for _ in range(RACES):
             row = self.fetch(connection, self._leased, values)
-            if (answer := row.answer(call, over)) is not None:
+            if (answer := self._answer(connection, row, call, over)) is not None:
                 return answer
         return InProgress(b"", 0.0)
 
@@ -66,15 +69,25 @@ class PostgreSQL(Dialect):
         self, connection: Connection, call: Call, over: int | None, wait: float, savepoint: str
     ) -> Answer:
         milliseconds = str(max(1, math.ceil(wait * 1000)))  # 0 would mean no bound at all
-        values = identity(call) | {"over": accepted(over), "wait": milliseconds}
+        values = self._claiming(call, over) | {"wait": milliseconds}
         claim = self.statement(self._joined), values
         before: list[Statement] = [(f"SAVEPOINT {savepoint}", {})] if savepoint else []
         for _ in range(RACES):
             row = row_of(together(connection, [*before, claim])[-1].row)
-            if (answer := row.answer(call, over)) is not None:
+            if (answer := self._answer(connection, row, call, over)) is not None:
                 return answer
             before = []
         return InProgress(b"", 0.0)
+
+    def _claiming(self, call: Call, over: int | None) -> dict[str, Any]:
+        return identity(call) | accepted(call, over) | {"issued": isinstance(call.demand, Issued)}
+
+    def _answer(self, connection: Connection, row: Row, call: Call, over: int | None) -> Answer | None:
+        """How the key stands. None: the claim met a row that its snapshot could not see, so ask again."""
+        answer = row.answer(call, over)
+        if isinstance(answer, NotIssued) and self.read(connection, call.digest).known:
+            return None
+        return answer
 
     def complete_joined(self, connection: Connection, call: Call, payload: Payload, savepoint: str) -> bool:
         if not savepoint:

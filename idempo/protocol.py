@@ -17,11 +17,12 @@ from idempo.contracts import Inner, Layer, Ledger, Terms
 from idempo.errors import IdempoError
 from idempo.events import tell
 from idempo.leases import KeepAlive
-from idempo.records import MISSING, Answer, Call, Claimed, Completed, Done, InProgress, Orphan
+from idempo.records import MISSING, Answer, Call, Claimed, Completed, Done, InProgress, NotIssued, Orphan
 from idempo.steps import Pause, Shielded, Steps
 from idempo.verdicts import (
     check_arguments,
     lost,
+    never_issued,
     orphaned,
     pause,
     replay,
@@ -70,6 +71,8 @@ def once(ledger: Ledger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
                 if terms.on_orphan == "refuse":
                     raise orphaned(call, terms)
                 over = fence
+            case NotIssued():
+                raise never_issued(call, terms)
             case _:
                 assert_never(answer)
 

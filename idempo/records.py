@@ -13,6 +13,7 @@ T = TypeVar("T")
 __all__ = [
     "MISSING",
     "RERUN",
+    "Above",
     "Answer",
     "Call",
     "Claimed",
@@ -20,7 +21,9 @@ __all__ = [
     "Done",
     "Found",
     "InProgress",
+    "Issued",
     "Missing",
+    "NotIssued",
     "Orphan",
     "Outcome",
     "Payload",
@@ -59,6 +62,21 @@ class Found(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
+class Issued:
+    """What a claim may demand: that the key was issued beforehand, as a token is."""
+
+    reuse: Literal["replay", "refuse"]
+    """What a key that is spent already gives: its first result, or a refusal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Above:
+    """What a claim may accept: to replace the completed record with this fence."""
+
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One call of a decorated function: its identity, its claim, its terms.
 
@@ -90,6 +108,8 @@ class Call:
     deadline: float | None = None
     """`time.monotonic()` until which this claim was honoured when the function started; renewal moves the real end
     on. `None` where the claim lives in a transaction and has no lease."""
+    demand: Issued | Above | None = field(default=None, repr=False)
+    """What the claim of this key demands or accepts beyond a free key; strategies set it."""
 
     def downstream_key(self, system: str) -> str:
         """Return a key for the next system (a payment provider, another API), stable over all repeats of this call.
@@ -152,7 +172,12 @@ class Orphan:
     fence: int
 
 
-Answer: TypeAlias = Claimed | Completed | InProgress | Orphan
+@dataclass(frozen=True, slots=True)
+class NotIssued:
+    """The ledger's answer to a claim that demands an issued key: this one was never issued, or its time is over."""
+
+
+Answer: TypeAlias = Claimed | Completed | InProgress | Orphan | NotIssued
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +218,7 @@ class Record:
     operation: str
     scope: str
     key: str
-    state: Literal["running", "orphan", "completed", "failed"]
+    state: Literal["issued", "running", "orphan", "completed", "failed"]
     attempt: int
     fence: int
     fingerprint: bytes = field(repr=False)

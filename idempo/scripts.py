@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
-__all__ = ["CLAIM", "COMPLETE", "FILL", "FORGET", "LOOKUP", "RELEASE", "RENEW", "SHA"]
+__all__ = ["CLAIM", "COMPLETE", "FILL", "FORGET", "ISSUE", "LOOKUP", "RELEASE", "RENEW", "REVOKE", "SHA"]
 
 _HEAD = """
 local time = redis.call('TIME')
@@ -18,13 +18,15 @@ local function us(number) return string.format('%.0f', number) end
 
 _READ = "redis.call('HMGET', KEYS[1], 'state', 'owner', 'fence', 'attempt', 'fingerprint', 'lease', 'result')"
 
-# ARGV: owner, fingerprint, lease (us), keep (ms), fence of the orphan to take over, operation, scope, key
+# ARGV: owner, fingerprint, lease (us), keep (ms), fence of the orphan to take over, operation, scope, key,
+#       fence of the first result to replace, "1" if the key must have been issued
 CLAIM = (
     _HEAD
     + f"local r = {_READ}\n"
     + """
 local state = r[1]
-if state == 'completed' or state == 'failed' then
+if not state and ARGV[10] == '1' then return {'not issued'} end
+if (state == 'completed' or state == 'failed') and r[3] ~= ARGV[9] then
   return {state, r[2], r[3], r[4], r[5], redis.call('PTTL', KEYS[1]), r[7]}
 end
 if state == 'running' then
@@ -62,12 +64,29 @@ return 1
 """
 )
 
-# The record stays, free: its count of attempts and its fence go on.
+# The record stays, free: its count of attempts and its fence go on. ARGV: owner, "released" or "issued"
 RELEASE = """
 local r = redis.call('HMGET', KEYS[1], 'owner', 'state')
-if r[1] ~= ARGV[1] or (r[2] ~= 'running' and r[2] ~= 'released') then return 0 end
-redis.call('HSET', KEYS[1], 'state', 'released')
+if r[1] ~= ARGV[1] or (r[2] ~= 'running' and r[2] ~= ARGV[2]) then return 0 end
+redis.call('HSET', KEYS[1], 'state', ARGV[2])
 return 1
+"""
+
+# A key that waits to be claimed. ARGV: keep (ms), operation, scope, key
+ISSUE = (
+    _HEAD
+    + """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+redis.call('HSET', KEYS[1], 'state', 'issued', 'owner', '', 'fence', '0', 'attempt', '0', 'fingerprint', '',
+  'lease', us(now), 'created', us(now), 'operation', ARGV[2], 'scope', ARGV[3], 'key', ARGV[4])
+redis.call('PEXPIRE', KEYS[1], ARGV[1])
+return 1
+"""
+)
+
+REVOKE = """
+if redis.call('HGET', KEYS[1], 'state') ~= 'issued' then return 0 end
+return redis.call('DEL', KEYS[1])
 """
 
 # ARGV: owner, lease (us), keep (ms)
@@ -95,7 +114,7 @@ FORGET = (
     _HEAD
     + """
 local r = redis.call('HMGET', KEYS[1], 'state', 'lease')
-if not r[1] or r[1] == 'released' then return 0 end
+if not r[1] or r[1] == 'released' or r[1] == 'issued' then return 0 end
 if r[1] == 'running' and tonumber(r[2]) > now then return 0 end
 return redis.call('DEL', KEYS[1])
 """
@@ -118,6 +137,6 @@ return 1
 
 SHA = {
     script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
-    for script in (CLAIM, COMPLETE, RELEASE, RENEW, LOOKUP, FORGET, FILL)
+    for script in (CLAIM, COMPLETE, RELEASE, RENEW, LOOKUP, FORGET, FILL, ISSUE, REVOKE)
 }
 """What a server knows each script by."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Index,
     Integer,
@@ -27,7 +28,20 @@ from sqlalchemy.dialects.mysql import BINARY, MEDIUMBLOB, VARBINARY
 from sqlalchemy.dialects.mysql import VARCHAR as MYSQL_VARCHAR
 
 from idempo.errors import ConfigurationError
-from idempo.records import Answer, Call, Claimed, Completed, Done, InProgress, Orphan, Payload, Record
+from idempo.records import (
+    Above,
+    Answer,
+    Call,
+    Claimed,
+    Completed,
+    Done,
+    InProgress,
+    Issued,
+    NotIssued,
+    Orphan,
+    Payload,
+    Record,
+)
 
 __all__ = ["COLUMNS", "MICROSECONDS", "Records", "Row", "typed"]
 
@@ -63,6 +77,9 @@ _TYPES: dict[str, Any] = {
     "fence": BigInteger,
     "seen": BigInteger,
     "over": BigInteger,
+    "above": BigInteger,
+    "issued": Boolean,
+    "free": String,
     "lease": BigInteger,
     "keep": BigInteger,
     "attempt": Integer,
@@ -109,7 +126,8 @@ class Row:
 
     now: int
     state: str
-    """As stored: running, completed, failed, released (free, but counted); "absent" where there is no row."""
+    """As stored: issued (a token nobody has spent), running, completed, failed, released (free, but counted); "absent"
+    where there is no row."""
     operation: str = ""
     scope: str = ""
     business_key: str = ""
@@ -126,14 +144,19 @@ class Row:
     @property
     def free(self) -> bool:
         """True if nobody has claimed the key within the retention."""
-        return self.state in ("absent", "released") or self.keep_until <= self.now
+        return self.state in ("absent", "released", "issued") or self.keep_until <= self.now
+
+    @property
+    def known(self) -> bool:
+        """True if there is a row within its retention, whatever it says."""
+        return self.state != "absent" and self.keep_until > self.now
 
     def answer(self, call: Call, over: int | None) -> Answer | None:
         """How the key stands for `call`; None: it is free to claim."""
         if self.free:
-            return None
+            return NotIssued() if isinstance(call.demand, Issued) and not self.known else None
         if self.state != "running":
-            return self.completed()
+            return None if call.demand == Above(self.fence) else self.completed()
         if self.owner == call.owner:
             return Claimed(self.fence, self.attempt)
         if self.lease_until > self.now:
@@ -148,7 +171,7 @@ class Row:
         return Payload("failed" if self.state == "failed" else "completed", self.result)
 
     def record(self, digest: bytes) -> Record | None:
-        if self.free:
+        if self.free and not (self.known and self.state == "issued"):
             return None
         running = self.state == "running"
         live = "running" if self.lease_until > self.now else "orphan"
@@ -157,7 +180,7 @@ class Row:
             operation=self.operation,
             scope=self.scope,
             key=self.business_key,
-            state=live if running else self._payload().state,  # type: ignore[arg-type]
+            state=live if running else self.state,  # type: ignore[arg-type]
             attempt=self.attempt,
             fence=self.fence,
             fingerprint=self.fingerprint,
@@ -166,7 +189,7 @@ class Row:
             lease_until=self.lease_until / MICROSECONDS,
             keep_until=self.keep_until / MICROSECONDS,
             keep_left=(self.keep_until - self.now) / MICROSECONDS,
-            payload=None if running else self._payload(),
+            payload=self._payload() if self.state in ("completed", "failed") else None,
         )
 
 

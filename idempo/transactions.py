@@ -17,7 +17,7 @@ from idempo.dialects import Dialect, is_missing_table
 from idempo.errors import ColourMismatchError, CompositionError, ConfigurationError
 from idempo.guarantees import Part
 from idempo.joining import joined
-from idempo.records import Call, Completed, Done, Record
+from idempo.records import Call, Completed, Done, Issued, Record
 from idempo.schema import create, dialect_of, missing_table
 from idempo.sql import Records
 from idempo.steps import Steps
@@ -104,6 +104,14 @@ class JoinedRecords:
         """Read the committed record, outside any transaction of the call."""
         return (yield from self.outside(call, lambda at, c: _completed(at, c, call)))
 
+    def issue(self, call: Call) -> Steps[bool]:
+        return (yield from self.outside(call, lambda at, c: at.issue(c, call)))
+
+    def revoke(self, digest: bytes) -> Steps[bool]:
+        database = self._needed()
+        work = lambda c: _work(self.records, c, lambda at, c: at.revoke(c, digest))  # noqa: E731
+        return (yield from database.autocommit(self.colour, work))
+
     def outside(self, call: Call, work: Callable[[Dialect, Connection], T]) -> Steps[T]:
         """Do `work` with a connection of its own, or with the caller's where there is no other."""
         given = call.arguments.get(self.join)
@@ -173,7 +181,7 @@ def _completed(at: Dialect, connection: Connection, call: Call) -> Completed | N
 def _known(at: Dialect, connection: Connection, call: Call) -> Completed | None:
     """The committed first result, if there is one; otherwise see to it that there is a row to lock."""
     row = at.read(connection, call.digest)
-    if at.placeholder and row.state == "absent":
+    if at.placeholder and row.state == "absent" and not isinstance(call.demand, Issued):
         at.hold_place(connection, call)
     answer = row.answer(call, None)
     return answer if isinstance(answer, Completed) else None

@@ -15,9 +15,11 @@ from idempo.errors import (
     LedgerUnavailableError,
     OutcomeUnknownError,
     ResultUnavailableError,
+    TokenSpentError,
+    TokenUnknownError,
 )
 from idempo.events import tell
-from idempo.records import MISSING, Call, Completed, Done, Payload
+from idempo.records import MISSING, Call, Completed, Done, Issued, Payload
 from idempo.steps import Pause
 from idempo.waiting import Patience
 
@@ -26,6 +28,7 @@ __all__ = [
     "first_error",
     "first_value",
     "lost",
+    "never_issued",
     "orphaned",
     "pause",
     "replay",
@@ -68,13 +71,35 @@ def _done(value: Any, error: BaseException | None, payload: Payload, call: Call,
 def replay(answer: Completed, call: Call, terms: Terms) -> Done:
     """Answer from the first result.
 
-    Raises `FingerprintMismatchError` for other arguments, `ResultUnavailableError` where there is nothing to give.
+    Raises `FingerprintMismatchError` for other arguments, `ResultUnavailableError` where there is nothing to give,
+    `TokenSpentError` where a second use is refused.
     """
+    if call.demand == Issued("refuse"):
+        raise _spent(call, terms)
     check_arguments(answer.fingerprint, call, terms)
     value, error = value_of(answer.payload, call, terms)
     tell(terms.hooks, "replayed", call)
     return Done(
         value, error, answer.payload, True, answer.attempt, answer.fence, answer.keep_left, answer.durable
+    )
+
+
+def never_issued(call: Call, terms: Terms) -> TokenUnknownError:
+    """The error for a token that the ledger does not know."""
+    tell(terms.hooks, "refused", call, "token unknown")
+    return TokenUnknownError(
+        "this token was not issued for this operation and scope, or its time is over; issue a new one, with .issue()",
+        operation=call.operation,
+        key=call.key,
+    )
+
+
+def _spent(call: Call, terms: Terms) -> TokenSpentError:
+    tell(terms.hooks, "refused", call, "token spent")
+    return TokenSpentError(
+        "this token was used before, and a second use is refused; issue a new one, with .issue()",
+        operation=call.operation,
+        key=call.key,
     )
 
 

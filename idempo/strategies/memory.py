@@ -10,7 +10,20 @@ from typing import Literal
 
 from idempo.contracts import KeySpec, Layer, Site
 from idempo.layers import Leased
-from idempo.records import Answer, Call, Claimed, Completed, Done, InProgress, Orphan, Payload, Record
+from idempo.records import (
+    Above,
+    Answer,
+    Call,
+    Claimed,
+    Completed,
+    Done,
+    InProgress,
+    Issued,
+    NotIssued,
+    Orphan,
+    Payload,
+    Record,
+)
 from idempo.steps import Steps
 
 __all__ = ["Memory"]
@@ -20,7 +33,7 @@ _PURGE_EVERY = 1024
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A record as it is kept. `payload` is set once completed; `owner` is b"" once released."""
+    """A record as it is kept. `payload` is set once completed; `owner` is b"" while issued, and once released."""
 
     call: Call
     owner: bytes
@@ -31,6 +44,7 @@ class _Row:
     keep_until: float
     completed_at: float | None = None
     payload: Payload | None = None
+    issued: bool = False
 
 
 class Memory:
@@ -95,7 +109,28 @@ class Memory:
             if row is None or row.payload is not None:
                 return False
             # The row stays for its count of attempts; without an owner it is free.
-            self._rows[call.digest] = replace(row, owner=b"")
+            self._rows[call.digest] = replace(row, owner=b"", issued=isinstance(call.demand, Issued))
+            return True
+
+    def issue(self, call: Call) -> Steps[bool]:
+        yield from ()  # nothing to wait for
+        with self._one_at_a_time:
+            now = self._clock()
+            row = self._rows.get(call.digest)
+            if row is not None and row.keep_until > now:
+                return False
+            self._purge(now)
+            kept, until = replace(call, arguments={}), now + call.keep
+            self._rows[call.digest] = _Row(kept, b"", 0, 0, now, now, until, issued=True)
+            return True
+
+    def revoke(self, digest: bytes) -> Steps[bool]:
+        yield from ()  # nothing to wait for
+        with self._one_at_a_time:
+            row = self._rows.get(digest)
+            if row is None or row.keep_until <= self._clock() or not row.issued or row.owner:
+                return False
+            del self._rows[digest]
             return True
 
     def renew(self, call: Call, lease: float) -> Steps[bool]:
@@ -115,7 +150,7 @@ class Memory:
         with self._one_at_a_time:
             now = self._clock()
             row = self._rows.get(digest)
-            if row is None or row.keep_until <= now or not row.owner:
+            if row is None or row.keep_until <= now or not (row.owner or row.issued):
                 return None
             return _record(row, now)
 
@@ -163,7 +198,11 @@ class Memory:
 def _judge(row: _Row | None, call: Call, over: int | None, now: float) -> Answer | None:
     """How the key stands for this call; None: it is free to claim."""
     match row:
-        case None | _Row(owner=b""):
+        case None:
+            return NotIssued() if isinstance(call.demand, Issued) else None
+        case _Row(owner=b""):
+            return None
+        case _Row(payload=Payload()) if call.demand == Above(row.fence):
             return None
         case _Row(payload=Payload() as payload):
             keep_left = row.keep_until - now
@@ -186,7 +225,7 @@ def _record(row: _Row, now: float) -> Record:
         call.operation,
         call.scope,
         call.key,
-        live if row.payload is None else row.payload.state,
+        row.payload.state if row.payload is not None else live if row.owner else "issued",
         row.attempt,
         row.fence,
         call.fingerprint,

@@ -23,8 +23,21 @@ from redis.exceptions import NoScriptError
 from idempo.contracts import Colour, KeySpec, Layer, Site
 from idempo.errors import ColourMismatchError, ConfigurationError
 from idempo.layers import Leased
-from idempo.records import Answer, Call, Claimed, Completed, Done, InProgress, Orphan, Payload, Record
-from idempo.scripts import CLAIM, COMPLETE, FILL, FORGET, LOOKUP, RELEASE, RENEW, SHA
+from idempo.records import (
+    Above,
+    Answer,
+    Call,
+    Claimed,
+    Completed,
+    Done,
+    InProgress,
+    Issued,
+    NotIssued,
+    Orphan,
+    Payload,
+    Record,
+)
+from idempo.scripts import CLAIM, COMPLETE, FILL, FORGET, ISSUE, LOOKUP, RELEASE, RENEW, REVOKE, SHA
 from idempo.steps import Pause, Steps
 from idempo.waiting import Patience, completion_policy
 
@@ -93,8 +106,12 @@ class RedisLedger:
             _ms(max(call.keep, call.lease)),
             -1 if over is None else over,
             *_readable(call),
+            call.demand.fence if isinstance(call.demand, Above) else -1,
+            int(isinstance(call.demand, Issued)),
         )
         match _text(answer[0]):
+            case "not issued":
+                return NotIssued()
             case "claimed":
                 return Claimed(fence=int(answer[1]), attempt=int(answer[2]))
             case "running":
@@ -111,7 +128,8 @@ class RedisLedger:
         return bool(done)
 
     def release(self, call: Call) -> Steps[bool]:
-        return bool((yield from self._script(RELEASE, call.digest, call.owner)))
+        free = "issued" if isinstance(call.demand, Issued) else "released"
+        return bool((yield from self._script(RELEASE, call.digest, call.owner, free)))
 
     def renew(self, call: Call, lease: float) -> Steps[bool]:
         return bool(
@@ -124,15 +142,14 @@ class RedisLedger:
         if state is None or state == b"released":
             return None
         operation, scope, key = (_text(one) for one in readable)
-        running = state == b"running"
         live = "running" if int(lease) > int(now) else "orphan"
-        payload = None if running else Payload("failed" if state == b"failed" else "completed", result)
+        payload = Payload(_text(state), result) if state in (b"completed", b"failed") else None  # type: ignore[arg-type]
         return Record(
             digest=digest,
             operation=operation,
             scope=scope,
             key=key,
-            state=live if payload is None else payload.state,  # type: ignore[arg-type]
+            state=live if state == b"running" else _text(state),  # type: ignore[arg-type]
             attempt=int(attempt),
             fence=int(fence),
             fingerprint=fingerprint,
@@ -146,6 +163,13 @@ class RedisLedger:
 
     def forget(self, digest: bytes) -> Steps[bool]:
         return bool((yield from self._script(FORGET, digest)))
+
+    def issue(self, call: Call) -> Steps[bool]:
+        issued = yield from self._script(ISSUE, call.digest, _ms(call.keep), *_readable(call))
+        return bool(issued)
+
+    def revoke(self, digest: bytes) -> Steps[bool]:
+        return bool((yield from self._script(REVOKE, digest)))
 
     def fill(self, call: Call, done: Done) -> Steps[None]:
         yield from self._script(

@@ -150,6 +150,12 @@ class SqlLedger:
     def forget(self, digest: bytes) -> Steps[bool]:
         return (yield from self._do(lambda at, connection: at.forget(connection, digest)))
 
+    def issue(self, call: Call) -> Steps[bool]:
+        return (yield from self._do(lambda at, connection: at.issue(connection, call)))
+
+    def revoke(self, digest: bytes) -> Steps[bool]:
+        return (yield from self._do(lambda at, connection: at.revoke(connection, digest)))
+
     def fill(self, call: Call, done: Done) -> Steps[None]:
         return (yield from self._do(lambda at, connection: at.fill(connection, call, done)))
 
