@@ -37,6 +37,7 @@ from idempo.strategies.memory import Memory
 
 if TYPE_CHECKING:
     from idempo.strategies.redis_cache import RedisCache
+    from idempo.strategies.state_guard import StateGuard
     from idempo.strategies.unique_insert import UniqueInsert
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "ResultUnavailableError",
     "RowMissingError",
     "StateConflictError",
+    "StateGuard",
     "TokenSpentError",
     "TokenUnknownError",
     "UniqueInsert",
@@ -76,6 +78,7 @@ __all__ = [
 # A strategy is imported when it is first named, so that nobody pays for a database driver they do not use.
 _STRATEGIES = {
     "RedisCache": "idempo.strategies.redis_cache",
+    "StateGuard": "idempo.strategies.state_guard",
     "UniqueInsert": "idempo.strategies.unique_insert",
 }
 

@@ -1,20 +1,23 @@
-"""Asking a ledger, and what its silence means before the function has started or beside the answer; asking a probe."""
+"""Asking a ledger, and what its silence means before the function has started or beside the answer; asking a probe, or
+the user's answer for a call that does not run."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+import copy
+import inspect
+from typing import Any, TypeVar
 
-from idempo.contracts import Terms
+from idempo.contracts import Site, Terms
 from idempo.errors import ConfigurationError, IdempoError
 from idempo.events import tell
-from idempo.records import RERUN, Call, Done, Found
+from idempo.records import MISSING, RERUN, Call, Done, Found
 from idempo.steps import Steps
 from idempo.verdicts import first_value, unavailable
 from idempo.waiting import WaitPolicy
 
 T = TypeVar("T")
 
-__all__ = ["RunAgain", "ask", "attempt", "judge"]
+__all__ = ["NotAdmitted", "RunAgain", "answered", "ask", "attempt", "check_answer", "judge"]
 
 
 class RunAgain(Exception):
@@ -28,6 +31,14 @@ class RunAgain(Exception):
         """True if the function was entered."""
         self.policy = policy
         """How often to start over; without one, for as long as a lease lasts."""
+
+
+class NotAdmitted(Exception):
+    """A guard refuses, for good: carries its error past what the decorator was told about the function's own."""
+
+    def __init__(self, otherwise: Exception) -> None:
+        super().__init__(otherwise)
+        self.otherwise = otherwise
 
 
 def ask(steps: Steps[T], call: Call, terms: Terms) -> Steps[T]:
@@ -63,3 +74,23 @@ def judge(call: Call, terms: Terms) -> Steps[Done | None]:
         operation=call.operation,
         key=call.key,
     )
+
+
+def answered(answer: Any, about: Any, call: Call, terms: Terms) -> Steps[Done]:
+    """Make the first result of `answer`, a value or a callable of what was found: the function does not run."""
+    value = (yield answer(about)) if callable(answer) else copy.deepcopy(answer)
+    return first_value(value, call, terms)
+
+
+def check_answer(what: str, answer: Any, site: Site) -> None:
+    """Raise `ConfigurationError` for an answer that could not be stored, or not be had by a plain function."""
+    if inspect.iscoroutinefunction(answer) and site.colour == "sync":
+        raise ConfigurationError(f"{site.operation}: an async {what}= needs an async function")
+    if answer is MISSING or callable(answer):
+        return
+    try:
+        site.terms.codec.encode(answer)
+    except Exception as error:
+        raise ConfigurationError(
+            f"{site.operation}: {what}={answer!r:.100} is not what the function's return annotation says: {error}"
+        ) from error

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from idempo.contracts import Colour, KeySpec, Layer, Site, Strategy, Terms
+from idempo.composing import bind
+from idempo.contracts import Colour, KeySpec, Site, Strategy, Terms
 from idempo.errors import CompositionError, ConfigurationError
 from idempo.keys import fingerprint_source, key_source
 from idempo.operation import Keying, Operation, function_steps
@@ -68,12 +69,13 @@ def assemble(
         hints=subject.hints,
         terms=terms,
         tier=False,
+        scope=scope,
         # What the strategies fill in is no part of the fingerprint, so that one is known only after all are bound.
         rekeyed=lambda spec: functools.partial(_rekey, source(spec, what="key"), lambda: operation),
     )
-    layers = _bind(using, site)
+    layers = bind(using, site)
     injects = frozenset[str]().union(*(layer.injects for layer in layers))
-    exclude = {"self", "cls", *injects}
+    exclude = {"self", "cls", *injects}.union(*(getattr(layer, "ignores", ()) for layer in layers))
     fingerprints = fingerprint_source(fingerprint, parameters, exclude=exclude, operation=subject.operation)
     operation = Operation(
         name=subject.operation,
@@ -98,30 +100,6 @@ def operation_of(decorated: Any) -> Operation:
     return cast(Operation, decorated.__idempo__)
 
 
-def _bind(using: Strategy | Sequence[Strategy] | None, site: Site) -> tuple[Layer, ...]:
-    if using is None:
-        from idempo.embedded import embedded
-
-        strategies: tuple[Strategy, ...] = (embedded(),)
-    elif isinstance(using, Sequence):
-        strategies = tuple(using)
-    else:
-        strategies = (using,)
-    if not strategies:
-        raise CompositionError(
-            f"{site.operation}: using=[] names no strategy; leave it out for the embedded default"
-        )
-    for strategy in strategies:
-        if isinstance(strategy, type) or not callable(getattr(strategy, "bind", None)):
-            raise CompositionError(
-                f"{site.operation}: using= takes strategies such as UniqueInsert(...), not {_named(strategy)}"
-            )
-    if len({id(strategy) for strategy in strategies}) < len(strategies):
-        raise CompositionError(f"{site.operation}: using= names the same strategy object twice")
-    outer = tuple(strategy.bind(replace(site, tier=True)) for strategy in strategies[:-1])
-    return (*outer, strategies[-1].bind(site))
-
-
 _local_functions: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
 
@@ -139,10 +117,6 @@ def _warn_of_factories(operation: str, function: Any) -> None:
             "%s is decorated again with other closures and shares its keys; give each a name=", operation
         )
     _local_functions[operation] = function
-
-
-def _named(thing: Any) -> str:
-    return f"the class {thing.__name__}" if isinstance(thing, type) else type(thing).__name__
 
 
 def _colour(function: Any) -> Colour:

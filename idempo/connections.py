@@ -14,8 +14,8 @@ from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.orm import sessionmaker
 
 from idempo.contracts import Colour
-from idempo.dialects import is_conflict, is_disconnect, is_sqlite_busy
 from idempo.errors import ColourMismatchError, ConfigurationError
+from idempo.failures import is_conflict, is_disconnect, is_sqlite_busy
 from idempo.steps import Pause, Shielded, Steps, ending
 from idempo.urls import checked, module_of, options_for, require, tune, url_for
 
@@ -97,6 +97,20 @@ class Database:
         except RuntimeError:
             return "sync"
         return "async"
+
+    def is_same(self, other: Database) -> bool:
+        """True if both are known to be one database: the same server, port and name, whoever connects."""
+        if self._given is not None and self._given is other._given:
+            return True
+        here, there = (_place(one._url or one._engine_url) for one in (self, other))
+        in_memory = here[0] == "sqlite" and here[3] in (None, ":memory:")  # each engine has its own
+        return here == there and not in_memory
+
+    @property
+    def _engine_url(self) -> URL:
+        given: Any = self._given
+        url: URL = given.url
+        return url
 
     def check(self, colour: Colour, operation: str) -> None:
         """Raise `ColourMismatchError` if this database cannot serve functions of `colour`."""
@@ -217,6 +231,12 @@ def beside(engine: Engine, colour: Colour, work: Callable[[Connection], T]) -> S
 def _alone(connection: Connection, work: Callable[[Connection], T]) -> T:
     connection.detach()  # from its pool: closing it ends it
     return work(connection)
+
+
+def _place(url: URL) -> tuple[str, str | None, int | None, str | None]:
+    backend = url.get_backend_name()
+    named = url.database or str(url.query.get("dbname", "")) or None
+    return ("mysql" if backend == "mariadb" else backend), url.host, url.port, named
 
 
 def _drop(engine: AsyncEngine) -> None:

@@ -17,7 +17,9 @@ KeySpec: TypeAlias = str | Callable[..., object] | tuple[str, ...]
 """How a key is had from the arguments: a template, a callable of them, names of parameters."""
 
 __all__ = [
+    "Carried",
     "Colour",
+    "Guard",
     "Inner",
     "IssuingLedger",
     "JoinedLedger",
@@ -57,6 +59,19 @@ class Terms:
     """False for a ledger outside another one: what is recorded inside decides."""
 
 
+class Carried(Protocol):
+    """The transaction that a strategy works in: the one that a parameter of the function carries."""
+
+    @property
+    def join(self) -> str:
+        """The parameter."""
+        ...
+
+    def differs(self, other: Carried) -> str:
+        """Say why `other` is another transaction; "" if it is the same."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """What a strategy learns, while decorating, about the function it will stand in front of."""
@@ -71,6 +86,12 @@ class Site:
     """True if another ledger inside keeps the record: this one may then only replay or refuse."""
     rekeyed: Callable[[KeySpec], Callable[[Call], Call]] = field(repr=False)
     """For a strategy with a key of its own: turns a call into the same call under that key."""
+    named: bool = True
+    """False if the function was given guards only, so that a guard brings the ledger."""
+    carried: Carried | None = None
+    """The transaction that the record is part of, if it is; guards work in that one."""
+    scope: KeySpec | None = None
+    """What the decorator was told."""
 
 
 class Ledger(Protocol):
@@ -184,7 +205,11 @@ class JoinedLedger(Protocol):
 
 
 class Layer(Protocol):
-    """A strategy bound to one function."""
+    """A strategy bound to one function.
+
+    Parameters that say nothing about the operation, such as a token, it names in an attribute `ignores`; they are no
+    part of the fingerprint.
+    """
 
     @property
     def part(self) -> Part:
@@ -210,8 +235,25 @@ class Layer(Protocol):
 
 
 class Strategy(Protocol):
-    """What `using=` takes."""
+    """What `using=` takes.
+
+    One that works in a transaction of the function says so in an attribute `carried`. One that nothing may stand
+    around has a true attribute `outermost`.
+    """
 
     def bind(self, site: Site) -> Layer:
         """Return the layer for the function at `site`. Raises `ConfigurationError` if the two do not fit."""
+        ...
+
+
+class Guard(Strategy, Protocol):
+    """A strategy that admits: it stands inside the ledgers, next to the function."""
+
+    @property
+    def carried(self) -> Carried | None:
+        """The transaction that it works in."""
+        ...
+
+    def record(self) -> Strategy | None:
+        """Return the ledger to bring along where none is part of that transaction. None: the guard needs none."""
         ...

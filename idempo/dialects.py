@@ -1,4 +1,4 @@
-"""What a ledger does with the records table, in SQL that all databases share, and what their errors mean.
+"""What a ledger does with the records table, in SQL that all databases share.
 
 Each method is a plain function of a connection. Where a database has a better way it is in a module of its own:
 `postgresql`, `mysql`, `sqlite`.
@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from sqlalchemy import Connection, TextClause
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 
 from idempo.records import Above, Answer, Call, Claimed, Done, InProgress, Issued, Payload, Record
+from idempo.roundtrip import Answered, together
 from idempo.sql import COLUMNS, MICROSECONDS, Records, Row, completion, filled, identity, row_of, typed
 
-__all__ = ["Dialect", "is_conflict", "is_disconnect", "is_missing_table"]
+__all__ = ["Dialect"]
 
 ALL = ", ".join(f"r.{column}" for column in COLUMNS)
 WRITTEN = "digest, operation, scope, business_key, state, owner, fence, attempt, fingerprint"
@@ -205,6 +206,13 @@ class Dialect:
         """Bound how long the database waits for a lock; afterwards the caller's own bound holds again."""
         yield
 
+    def execute_bounded(
+        self, connection: Connection, statement: TextClause, values: dict[str, Any], wait: float
+    ) -> Answered:
+        """Execute a statement on a table of the user's, waiting `wait` seconds at the most for other transactions."""
+        with self.bounded(connection, wait):
+            return together(connection, [(statement, values)])[0]
+
     def begin(self, connection: Connection, wait: float) -> None:
         """Begin what must be begun by hand."""
 
@@ -258,51 +266,3 @@ def accepted(call: Call, over: int | None) -> dict[str, int]:
 
 def _only(values: dict[str, Any], sql: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if f":{name}" in sql}
-
-
-_DRIVERS = {"psycopg", "psycopg2", "asyncpg", "pymysql", "asyncmy", "aiomysql", "MySQLdb", "mysql", "sqlite3"}
-_DRIVERS |= {"sqlalchemy"}  # its adapters of async drivers
-
-
-def codes(error: BaseException) -> tuple[str, int]:
-    """Return the SQLSTATE and the number that the driver gave `error`, as far as it gave them."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    if cause is None or type(cause).__module__.partition(".")[0] not in _DRIVERS:
-        return "", 0  # the user's own exception, whatever number it carries
-    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or ""
-    number = getattr(cause, "sqlite_errorcode", None)
-    if number is None and cause.args and isinstance(cause.args[0], int):
-        number = cause.args[0]
-    return str(state), int(number or 0)
-
-
-_CONFLICTS = ("40001", "40P01")  # PostgreSQL: serialization failure, deadlock
-_CONFLICT_NUMBERS = (1213, 1020)  # InnoDB: deadlock; record has changed since the snapshot
-_SQLITE_BUSY = 5  # the primary code; SQLITE_BUSY_SNAPSHOT is 517
-_MISSING_TABLE = ("42P01", 1146)
-
-
-def is_conflict(error: BaseException) -> bool:
-    """True if the database undid a transaction, or refused a statement, for the sake of another transaction."""
-    state, number = codes(error)
-    return state in _CONFLICTS or number in _CONFLICT_NUMBERS or is_sqlite_busy(error)
-
-
-def is_sqlite_busy(error: BaseException) -> bool:
-    """True if SQLite has waited for another writer for as long as it was told to."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    number = getattr(cause, "sqlite_errorcode", None)
-    return isinstance(number, int) and number & 0xFF == _SQLITE_BUSY
-
-
-def is_disconnect(error: BaseException) -> bool:
-    """True if the connection was lost, so that nobody knows what became of the statement."""
-    if not isinstance(error, DBAPIError):
-        return False
-    return error.connection_invalidated or codes(error)[0].startswith(("08", "57P"))
-
-
-def is_missing_table(error: BaseException) -> bool:
-    """True if the records table does not exist."""
-    state, number = codes(error)
-    return state in _MISSING_TABLE or number in _MISSING_TABLE or "no such table" in str(error)

@@ -6,6 +6,8 @@ The exceptions of the decorated function itself are not here: they pass through 
 
 from __future__ import annotations
 
+from typing import Literal
+
 __all__ = [
     "ColourMismatchError",
     "CompositionError",
@@ -113,11 +115,54 @@ class FingerprintMismatchError(RefusedError):
 
 
 class StateConflictError(RefusedError):
-    """The row is in a state from which the requested one cannot be reached."""
+    """The row is in a state that this transition does not begin in.
+
+    Attributes:
+        verdict: "already": another key brought the row into the target state; "superseded": it is in a state that
+            comes after the target; "illegal": no way leads from its state to the target and none from the target to it.
+        state: the state that the row is in.
+        target: the state that was asked for; None for a row that `SelectForUpdate` found done.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        operation: str = "",
+        key: str = "",
+        verdict: Literal["already", "superseded", "illegal"] = "illegal",
+        state: object = None,
+        target: object = None,
+    ) -> None:
+        super().__init__(message, operation=operation, key=key)
+        self.verdict = verdict
+        self.state = state
+        self.target = target
 
 
 class VersionConflictError(RefusedError):
-    """Somebody else changed the row since the expected version was read."""
+    """Somebody else changed the row since the expected version was read, or a later version was applied before.
+
+    `ran` is True where the version was read by idempo and compared after the function had run: what it wrote in the
+    transaction is undone.
+
+    Attributes:
+        expected: the version that this call builds on, or brings.
+        found: the version that is there.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        operation: str = "",
+        key: str = "",
+        expected: int | None = None,
+        found: int | None = None,
+    ) -> None:
+        super().__init__(message, operation=operation, key=key)
+        self.expected = expected
+        self.found = found
 
 
 class RowMissingError(RefusedError):

@@ -8,7 +8,9 @@ from typing import Literal, TypeAlias
 
 __all__ = ["Effects", "Explanation", "Orphans", "Part", "Role", "explain"]
 
-Effects: TypeAlias = Literal["exactly once", "at least once", "at most once", "exactly once by the probe"]
+Effects: TypeAlias = Literal[
+    "exactly once", "at least once", "at most once", "exactly once by the probe", "none: it reads"
+]
 
 Orphans: TypeAlias = Literal["rerun", "refuse", "probe"]
 Role: TypeAlias = Literal["record", "tier", "own key", "guard"]
@@ -61,7 +63,11 @@ _ROLES: dict[Role, str] = {
 
 def explain(operation: str, parts: Sequence[Part], orphans: Orphans) -> Explanation:
     """Return what the composition `parts`, outermost first, guarantees."""
-    record = parts[-1]
+    keeping = [part for part in parts if part.role != "guard"]
+    if not keeping:
+        notes = [note for part in parts for note in part.notes]
+        return Explanation(operation, tuple(parts), "none: it reads", "none: it reads", tuple(notes))
+    record = keeping[-1]
     foreign: Effects
     match record.joined, orphans:
         case True, _:

@@ -154,7 +154,7 @@ class _SqlInspection:
         )
 
     def _do(self, work: Any) -> Any:
-        from idempo.dialects import is_missing_table
+        from idempo.failures import is_missing_table
         from idempo.schema import missing_table
 
         try:

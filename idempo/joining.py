@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar, assert_never
 
-from idempo.asking import RunAgain, ask, attempt, judge
+from idempo.asking import NotAdmitted, RunAgain, ask, attempt, judge
 from idempo.contracts import Inner, JoinedLedger, Terms, Unit
 from idempo.errors import IdempoError
 from idempo.events import tell
@@ -126,15 +126,18 @@ def _run_in(
             done = yield from inner(call)
         if done.error is not None and not (yield from _undone(unit, call, terms)):
             raise done.error  # the function has ended the transaction by itself: there is nothing to record it in
-    except terms.unknown_errors as error:
-        # What the function wrote is undone, but not what it did elsewhere: an orphan stays, for on_orphan to decide.
-        yield from attempt(unit.abandon(call), call, terms)
-        raise unknown(call, terms, type(error).__name__) from error
+    except NotAdmitted as refused:
+        tell(terms.hooks, "released", call)
+        raise refused.otherwise from refused.otherwise.__cause__
     except RunAgain as undone:
         tell(terms.hooks, "released", call)
         if not unit.owned:
             raise undone.otherwise from undone.otherwise.__cause__  # only the caller can begin a new transaction
         raise
+    except terms.unknown_errors as error:
+        # What the function wrote is undone, but not what it did elsewhere: an orphan stays, for on_orphan to decide.
+        yield from attempt(unit.abandon(call), call, terms)
+        raise unknown(call, terms, type(error).__name__) from error
     except Exception as error:
         tell(terms.hooks, "released", call)
         if unit.again(error):

@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, TextClause
 
-from idempo.dialects import ALL, Dialect, codes
+from idempo.dialects import ALL, Dialect
+from idempo.failures import codes
 from idempo.records import Answer, Call, InProgress
+from idempo.roundtrip import Answered, prefixed, together
 
 __all__ = ["MariaDB", "MySQL"]
 
@@ -66,7 +69,7 @@ class MySQL(Dialect):
 
 
 class MariaDB(MySQL):
-    """MariaDB 10.6 and newer: the bound is part of the locking read."""
+    """MariaDB 10.6 and newer: the bound is part of the statement (its manual, "SET STATEMENT", "WAIT and NOWAIT")."""
 
     def lock_clause(self, wait: float) -> str:
         return " NOWAIT" if wait <= 0 else f" WAIT {max(1, math.ceil(wait))}"
@@ -74,3 +77,9 @@ class MariaDB(MySQL):
     @contextmanager
     def bounded(self, connection: Connection, wait: float) -> Iterator[None]:
         yield
+
+    def execute_bounded(
+        self, connection: Connection, statement: TextClause, values: dict[str, Any], wait: float
+    ) -> Answered:
+        bound = f"SET STATEMENT innodb_lock_wait_timeout = {math.ceil(wait)} FOR "
+        return together(connection, [(prefixed(bound, statement), values)])[0]

@@ -80,6 +80,12 @@ class Operation:
     inner: Inner
     injects: frozenset[str]
 
+    @property
+    def record(self) -> Layer:
+        """The layer that keeps the record: the innermost that is no guard."""
+        keeping = [layer for layer in self.layers if layer.part.role != "guard"]
+        return (keeping or self.layers)[-1]
+
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments by parameter name. A wrong call is Python's own TypeError."""
         if self.injects:
@@ -116,7 +122,7 @@ class Operation:
 
     def lookup(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Steps[Record | None]:
         call = self.call(args, kwargs)
-        record = yield from ask(self.layers[-1].lookup(call), call, self.terms)
+        record = yield from ask(self.record.lookup(call), call, self.terms)
         if record is None or record.payload is None:
             return record
         try:
@@ -127,7 +133,7 @@ class Operation:
 
     def forget(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Steps[bool]:
         call = self.call(args, kwargs)
-        record = yield from ask(self.layers[-1].lookup(call), call, self.terms)
+        record = yield from ask(self.record.lookup(call), call, self.terms)
         if record is not None and record.state == "running":
             raise InProgressError(
                 "this key is running right now, and a claim is never taken from a running function; forget it later",

@@ -9,16 +9,24 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, TextClause
 
-from idempo.dialects import ALL, COMPLETE, FREE, RACES, TIMES, WRITTEN, Dialect, accepted, codes
+from idempo.dialects import ALL, COMPLETE, FREE, RACES, TIMES, WRITTEN, Dialect, accepted
+from idempo.failures import codes
 from idempo.records import Answer, Call, InProgress, Issued, NotIssued, Payload
-from idempo.roundtrip import Statement, can_send_together, together
+from idempo.roundtrip import Answered, Statement, can_send_together, together
 from idempo.sql import Row, completion, identity, row_of
 
 __all__ = ["PostgreSQL"]
 
 _DIVISION_BY_ZERO = "22012"
+
+# The caller's own bound is kept beside ours, and holds again after the statement in between.
+_BOUND = (
+    "SELECT set_config('idempo.lock_timeout', current_setting('lock_timeout'), true), "
+    "set_config('lock_timeout', :wait, true)"
+)
+_UNBOUND = "SELECT set_config('lock_timeout', current_setting('idempo.lock_timeout'), true)"
 
 
 class PostgreSQL(Dialect):
@@ -68,8 +76,7 @@ class PostgreSQL(Dialect):
     def claim_joined(
         self, connection: Connection, call: Call, over: int | None, wait: float, savepoint: str
     ) -> Answer:
-        milliseconds = str(max(1, math.ceil(wait * 1000)))  # 0 would mean no bound at all
-        values = self._claiming(call, over) | {"wait": milliseconds}
+        values = self._claiming(call, over) | {"wait": _milliseconds(wait)}
         claim = self.statement(self._joined), values
         before: list[Statement] = [(f"SAVEPOINT {savepoint}", {})] if savepoint else []
         for _ in range(RACES):
@@ -88,6 +95,12 @@ class PostgreSQL(Dialect):
         if isinstance(answer, NotIssued) and self.read(connection, call.digest).known:
             return None
         return answer
+
+    def execute_bounded(
+        self, connection: Connection, statement: TextClause, values: dict[str, Any], wait: float
+    ) -> Answered:
+        bound = self.statement(_BOUND), {"wait": _milliseconds(wait)}
+        return together(connection, [bound, (statement, values), (_UNBOUND, {})])[1]
 
     def complete_joined(self, connection: Connection, call: Call, payload: Payload, savepoint: str) -> bool:
         if not savepoint:
@@ -127,3 +140,7 @@ class PostgreSQL(Dialect):
 
     def is_busy(self, error: BaseException) -> bool:
         return codes(error)[0] == "55P03"
+
+
+def _milliseconds(wait: float) -> str:
+    return str(max(1, math.ceil(wait * 1000)))  # 0 would mean no bound at all

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
-from sqlalchemy import Connection, TextClause
+from sqlalchemy import Connection, TextClause, bindparam, text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError
 
-__all__ = ["Answered", "Statement", "can_send_together", "together"]
+__all__ = ["Answered", "Statement", "can_send_together", "prefixed", "together"]
 
 Statement: TypeAlias = tuple[TextClause | str, dict[str, Any]]
 """With its values; a string has none."""
@@ -48,7 +48,14 @@ def together(connection: Connection, statements: Sequence[Statement]) -> list[An
     if not connection.in_transaction():
         connection.begin()  # as SQLAlchemy does by itself before a statement that it sends
     dialect = connection.dialect
-    parts = (one if isinstance(one, str) else _compiled(one, dialect) for one, _ in statements)
+    parts = []
+    for one, given in statements:
+        if isinstance(one, str):
+            parts.append(one)
+            continue
+        sql, processors = _compiled(one, dialect)
+        parts.append(sql)
+        values |= {name: process(given[name]) for name, process in processors.items()}
     sql = "; ".join(parts)
     raw: Any = connection.connection.driver_connection
     import psycopg
@@ -72,9 +79,22 @@ def _alone(connection: Connection, statement: TextClause | str, values: dict[str
     return Answered(result.fetchone() if result.returns_rows else None, result.rowcount)
 
 
-@lru_cache(maxsize=64)
-def _compiled(statement: TextClause, dialect: Dialect) -> str:
-    return str(statement.compile(dialect=dialect))
+@lru_cache(maxsize=256)
+def _compiled(statement: TextClause, dialect: Dialect) -> tuple[str, dict[str, Callable[[Any], Any]]]:
+    """The statement in the database's own words, and what makes each value that the driver's business."""
+    compiled: Any = statement.compile(dialect=dialect)
+    types = {name: one.type.dialect_impl(dialect) for name, one in compiled.binds.items()}
+    processors = {name: kind.bind_processor(dialect) for name, kind in types.items()}
+    return str(compiled), {name: process for name, process in processors.items() if process is not None}
+
+
+@lru_cache(maxsize=256)
+def prefixed(prefix: str, statement: TextClause) -> TextClause:
+    """Return the statement with something in front of it, and the types of its values as they are."""
+    types = statement.compile().binds
+    return text(prefix + statement.text).bindparams(
+        *(bindparam(name, type_=one.type) for name, one in types.items())
+    )
 
 
 def _send(adapted: Any, raw: Any, sql: str, values: dict[str, Any]) -> list[Answered]:

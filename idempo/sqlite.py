@@ -9,10 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, TextClause
 
-from idempo.dialects import Dialect, codes
+from idempo.dialects import Dialect
+from idempo.failures import codes
+from idempo.roundtrip import Answered, together
 
 __all__ = ["SQLite"]
 
@@ -33,6 +36,12 @@ class SQLite(Dialect):
             yield
         finally:
             connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(before)}")
+
+    def execute_bounded(
+        self, connection: Connection, statement: TextClause, values: dict[str, Any], wait: float
+    ) -> Answered:
+        # The claim of the record has made this transaction the one that writes: nobody is there to wait for.
+        return together(connection, [(statement, values)])[0]
 
     def begin(self, connection: Connection, wait: float) -> None:
         driver = connection.connection.driver_connection

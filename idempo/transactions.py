@@ -12,9 +12,10 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from idempo.connections import Database, beside, on
-from idempo.contracts import Colour, Inner, Site, Terms, Unit
-from idempo.dialects import Dialect, is_missing_table
+from idempo.contracts import Colour, Inner, Layer, Site, Terms, Unit
+from idempo.dialects import Dialect
 from idempo.errors import ColourMismatchError, CompositionError, ConfigurationError
+from idempo.failures import is_missing_table
 from idempo.guarantees import Part
 from idempo.joining import joined
 from idempo.records import Call, Completed, Done, Issued, Record
@@ -26,7 +27,42 @@ from idempo.units import SqlUnit, connection_of
 T = TypeVar("T")
 logger = logging.getLogger("idempo")
 
-__all__ = ["Joined", "JoinedRecords"]
+_HIDDEN = (
+    "the function takes no {join}: the guarded row and the record change in one transaction, but what the function "
+    "writes is elsewhere"
+)
+
+__all__ = ["Joined", "JoinedRecords", "Transaction", "holder_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """The transaction that the parameter `join` carries, and the database to begin one in where the caller has none."""
+
+    join: str
+    database: Database | None
+
+    def differs(self, other: Any) -> str:
+        """Say why `other` is another transaction; "" if it is the same."""
+        if other.join != self.join:
+            return f"join={other.join!r} is another parameter than {self.join!r}"
+        if self.database is None or other.database is None or self.database.is_same(other.database):
+            return ""
+        return "they name two databases"
+
+    def record(self) -> BroughtRecord:
+        """The record that a guard brings along."""
+        return BroughtRecord(self)
+
+
+@dataclass(frozen=True, slots=True)
+class BroughtRecord:
+    """The strategy of a record that a guard brings along, in its own transaction."""
+
+    carried: Transaction
+
+    def bind(self, site: Site) -> Layer:
+        return Joined.at(site, Records(), self.carried, brought=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +75,18 @@ class Joined:
     injects: frozenset[str]
 
     @classmethod
-    def at(cls, site: Site, ledger: JoinedRecords) -> Joined:
-        """Return the layer for the function at `site`. Raises `ConfigurationError` where they do not fit."""
-        ledger.check(site)
-        return cls(ledger, site.terms, Part("UniqueInsert", "record", joined=True), frozenset({ledger.join}))
+    def at(cls, site: Site, records: Records, carried: Transaction, *, brought: bool) -> Joined:
+        """Return the layer for the function at `site`. Raises `ConfigurationError` where they do not fit.
+
+        A record that a guard brings also serves a function that does not take the transaction.
+        """
+        marks = bool(site.terms.replay_errors or site.terms.unknown_errors)
+        hint = site.hints.get(carried.join)
+        ledger = JoinedRecords(records, carried.database, carried.join, site.colour, hint, marks)
+        ledger.check(site, hidden=brought)
+        notes = () if carried.join in site.parameters else (_HIDDEN.format(join=carried.join),)
+        part = Part("UniqueInsert", "record", joined=True, notes=notes)
+        return cls(ledger, site.terms, part, frozenset({carried.join}))
 
     def around(self, call: Call, inner: Inner) -> Steps[Done]:
         return (yield from joined(self.ledger, call, self.terms, inner))
@@ -66,12 +110,12 @@ class JoinedRecords:
     marks: bool
     """True if an exception can be a result, or leave an orphan: then writes are undone without the claim."""
 
-    def check(self, site: Site) -> None:
-        """Raise `ConfigurationError` if the function cannot carry the transaction."""
-        if self.join not in site.parameters:
+    def check(self, site: Site, *, hidden: bool) -> None:
+        """Raise `ConfigurationError` if the function cannot carry the transaction, nor may leave it to us."""
+        if self.join not in site.parameters and not (hidden and self.database is not None):
             raise CompositionError(
                 f"{site.operation}: join={self.join!r} names no parameter of the function; it has "
-                f"{', '.join(site.parameters) or 'none'}"
+                f"{', '.join(site.parameters) or 'none'}" + (", and no engine= was given" if hidden else "")
             )
         wrong = _kinds("sync" if self.colour == "async" else "async")
         for kind in _classes(self.hint):
@@ -86,7 +130,7 @@ class JoinedRecords:
         """Take part in the caller's transaction, or begin one of our own, unless the key is completed already."""
         given = call.arguments.get(self.join)
         if given is not None:
-            holder = self._holder(given)
+            holder = holder_of(given, self.join, self.colour)
             yield from self._hold_place(holder, call)
             return SqlUnit(self.records, holder, call.arguments, owned=False, marks=self.marks)
         database = self._needed()
@@ -116,7 +160,10 @@ class JoinedRecords:
         """Do `work` with a connection of its own, or with the caller's where there is no other."""
         given = call.arguments.get(self.join)
         if self.database is None and given is not None:
-            found: T = yield on(self._holder(given), lambda h: _work(self.records, connection_of(h), work))
+            found: T = yield on(
+                holder_of(given, self.join, self.colour),
+                lambda h: _work(self.records, connection_of(h), work),
+            )
             return found
         database = self._needed()
         return (yield from database.autocommit(self.colour, lambda c: _work(self.records, c, work)))
@@ -124,18 +171,10 @@ class JoinedRecords:
     def _needed(self) -> Database:
         if self.database is None:
             raise ConfigurationError(
-                f"the caller passed no {self.join}, and UniqueInsert(join={self.join!r}) was given no engine, "
-                "sessionmaker or URL to open one"
+                f"the caller passed no {self.join}, and the strategy was given no engine, sessionmaker or URL to open "
+                "one"
             )
         return self.database
-
-    def _holder(self, given: Any) -> Any:
-        """The session or connection of the right colour behind what the caller passed."""
-        holder = given() if hasattr(given, "registry") else given  # a scoped_session
-        if not isinstance(holder, _kinds(self.colour)):
-            names = "Session or Connection" if self.colour == "sync" else "AsyncSession or AsyncConnection"
-            raise ColourMismatchError(f"{self.join} must be a {names} here, not a {type(holder).__name__}")
-        return holder
 
     def _open(self, database: Database) -> Any:
         engine: Any = database.engine(self.colour)
@@ -158,6 +197,15 @@ class JoinedRecords:
             yield from beside(
                 engine, self.colour, lambda c: _work(self.records, c, lambda at, c: _known(at, c, call))
             )
+
+
+def holder_of(given: Any, join: str, colour: Colour) -> Any:
+    """The session or connection of the right colour behind what the caller passed."""
+    holder = given() if hasattr(given, "registry") else given  # a scoped_session
+    if not isinstance(holder, _kinds(colour)):
+        names = "Session or Connection" if colour == "sync" else "AsyncSession or AsyncConnection"
+        raise ColourMismatchError(f"{join} must be a {names} here, not a {type(holder).__name__}")
+    return holder
 
 
 def _work(records: Records, connection: Connection, work: Callable[[Dialect, Connection], T]) -> T:

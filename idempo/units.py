@@ -13,8 +13,9 @@ from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from idempo.connections import on
-from idempo.dialects import Dialect, is_conflict, is_disconnect, is_missing_table
+from idempo.dialects import Dialect
 from idempo.errors import ConfigurationError, IdempoError, InProgressError
+from idempo.failures import is_conflict, is_disconnect, is_missing_table
 from idempo.objects import Objects
 from idempo.records import Answer, Call, Claimed, Completed, InProgress, Payload
 from idempo.schema import create, dialect_of, missing_table

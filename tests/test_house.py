@@ -14,10 +14,12 @@ ROOT = Path(idempo.__file__).parent
 # From the ground up. A module may import from its own floor and from those below.
 FLOORS = [
     "errors steps records keys canonical specs fingerprints codec annotations leaves shapes tagged events running",
-    "waiting leases guarantees contracts verdicts asking protocol joining layers",
-    "sql dialects postgresql mysql sqlite schema roundtrip urls connections objects units transactions scripts",
+    "waiting leases guarantees contracts verdicts asking protocol joining layers composing flows",
+    "failures sql dialects postgresql mysql sqlite schema roundtrip urls connections objects units transactions "
+    "scripts rows loaded guarding clients",
     "terms operation functions assembly decorator embedded "
-    "strategies strategies.memory strategies.unique_insert strategies.redis_cache",
+    "strategies strategies.memory strategies.unique_insert strategies.redis_cache strategies.local_cache "
+    "strategies.state_guard",
     "testing testing.tools testing.promises testing.ledgers inspection",
     "__init__ __main__ cli commands presentation "
     + " ".join(
@@ -26,11 +28,19 @@ FLOORS = [
     ),
 ]
 FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor.split()}
+STRATEGIES = {module for module in FLOOR_OF if module.startswith("strategies.")}
 FLOOR_OF |= {"demo": len(FLOORS) - 1}
 
 ONLY_IN = {
-    "sqlalchemy": {*FLOORS[2].split(), "strategies.unique_insert", "inspection", "cli", "commands"},
-    "redis": {"strategies.redis_cache", "inspection", "cli", "commands"},
+    "sqlalchemy": {
+        *FLOORS[2].split(),
+        "strategies.unique_insert",
+        "strategies.state_guard",
+        "inspection",
+        "cli",
+        "commands",
+    },
+    "redis": {"strategies.redis_cache", "clients", "inspection", "cli", "commands"},
     "tenacity": {"waiting"},
     "pytest": {"testing", "testing.tools", "testing.promises", "testing.ledgers"},
     "msgspec": {"keys", "canonical", "fingerprints", "codec", "leaves", "shapes", "tagged", "annotations"},
@@ -61,7 +71,7 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("module", sorted(modules()))
 def test_arrows_point_downwards(module: str) -> None:
-    lazily = {"__init__": {"strategies.redis_cache", "strategies.unique_insert"}, "assembly": {"embedded"}}
+    lazily = {"__init__": STRATEGIES, "composing": {"embedded"}}
     floor = FLOOR_OF[module]
     for name in imports(modules()[module]):
         below = name.removeprefix("idempo.")

@@ -10,14 +10,15 @@ from sqlalchemy import Connection, MetaData
 
 from idempo.connections import Database, Source
 from idempo.contracts import Colour, KeySpec, Layer, Site
-from idempo.dialects import Dialect, is_missing_table
+from idempo.dialects import Dialect
 from idempo.errors import CompositionError, ConfigurationError
+from idempo.failures import is_missing_table
 from idempo.layers import Leased
 from idempo.records import Answer, Call, Done, Payload, Record
 from idempo.schema import create, ddl, dialect_of, missing_table
 from idempo.sql import Records
 from idempo.steps import Steps, arun, run
-from idempo.transactions import Joined, JoinedRecords
+from idempo.transactions import Joined, Transaction
 
 T = TypeVar("T")
 
@@ -61,6 +62,11 @@ class UniqueInsert:
         self._required = required
 
     @property
+    def carried(self) -> Transaction | None:
+        """The transaction that the record joins; None without `join`."""
+        return None if self._join is None else Transaction(self._join, self._database)
+
+    @property
     def metadata(self) -> MetaData:
         """The SQLAlchemy MetaData of the records table, for Alembic's `target_metadata`."""
         return self.records.metadata
@@ -72,10 +78,7 @@ class UniqueInsert:
                     f"{site.operation}: UniqueInsert(join=...) is the record itself: it stands last in using=[...], "
                     "and under the decorator's key"
                 )
-            marks = bool(site.terms.replay_errors or site.terms.unknown_errors)
-            hint = site.hints.get(self._join)
-            ledger = JoinedRecords(self.records, self._database, self._join, site.colour, hint, marks)
-            return Joined.at(site, ledger)
+            return Joined.at(site, self.records, Transaction(self._join, self._database), brought=False)
         database = self._needed()
         database.check(site.colour, site.operation)
         store = SqlLedger(self.records, database, site.colour)

@@ -1,0 +1,64 @@
+"""What the errors of a database driver mean."""
+
+from __future__ import annotations
+
+from sqlalchemy.exc import DBAPIError
+
+__all__ = ["codes", "is_conflict", "is_disconnect", "is_missing_table", "is_sqlite_busy", "is_unknown_name"]
+
+_DRIVERS = {"psycopg", "psycopg2", "asyncpg", "pymysql", "asyncmy", "aiomysql", "MySQLdb", "mysql", "sqlite3"}
+_DRIVERS |= {"sqlalchemy"}  # its adapters of async drivers
+
+
+def codes(error: BaseException) -> tuple[str, int]:
+    """Return the SQLSTATE and the number that the driver gave `error`, as far as it gave them."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if cause is None or type(cause).__module__.partition(".")[0] not in _DRIVERS:
+        return "", 0  # the user's own exception, whatever number it carries
+    state = getattr(cause, "sqlstate", None) or getattr(cause, "pgcode", None) or ""
+    number = getattr(cause, "sqlite_errorcode", None)
+    if number is None and cause.args and isinstance(cause.args[0], int):
+        number = cause.args[0]
+    return str(state), int(number or 0)
+
+
+_CONFLICTS = ("40001", "40P01")  # PostgreSQL: serialization failure, deadlock
+_CONFLICT_NUMBERS = (1213, 1020)  # InnoDB: deadlock; record has changed since the snapshot
+_SQLITE_BUSY = 5  # the primary code; SQLITE_BUSY_SNAPSHOT is 517
+_MISSING_TABLE = ("42P01", 1146)
+
+
+def is_conflict(error: BaseException) -> bool:
+    """True if the database undid a transaction, or refused a statement, for the sake of another transaction."""
+    state, number = codes(error)
+    return state in _CONFLICTS or number in _CONFLICT_NUMBERS or is_sqlite_busy(error)
+
+
+def is_sqlite_busy(error: BaseException) -> bool:
+    """True if SQLite has waited for another writer for as long as it was told to."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    number = getattr(cause, "sqlite_errorcode", None)
+    return isinstance(number, int) and number & 0xFF == _SQLITE_BUSY
+
+
+def is_disconnect(error: BaseException) -> bool:
+    """True if the connection was lost, so that nobody knows what became of the statement."""
+    if not isinstance(error, DBAPIError):
+        return False
+    return error.connection_invalidated or codes(error)[0].startswith(("08", "57P"))
+
+
+_UNKNOWN_NAMES = ("42P01", "42703", 1146, 1054)  # a table, a column
+
+
+def is_unknown_name(error: BaseException) -> bool:
+    """True if a statement names a table or a column that the database does not have."""
+    state, number = codes(error)
+    missing = "no such table" in str(error) or "no such column" in str(error)
+    return state in _UNKNOWN_NAMES or number in _UNKNOWN_NAMES or missing
+
+
+def is_missing_table(error: BaseException) -> bool:
+    """True if the records table does not exist."""
+    state, number = codes(error)
+    return state in _MISSING_TABLE or number in _MISSING_TABLE or "no such table" in str(error)

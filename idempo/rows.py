@@ -1,0 +1,240 @@
+"""The user's business row that a guard judges: how a call names it, and how it is locked, and compared and set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Column, Connection, Table, TextClause, UniqueConstraint, bindparam, select, text
+from sqlalchemy.engine import Dialect as SqlDialect
+from sqlalchemy.orm import Mapper, QueryableAttribute
+
+from idempo.contracts import KeySpec
+from idempo.dialects import Dialect
+from idempo.errors import ConfigurationError, KeyRefusedError, RowMissingError
+from idempo.records import Call
+from idempo.specs import Arguments, Field, caller, parse
+
+__all__ = ["BusinessRow", "Named", "column_of", "fits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A column of the user's, as mapped attribute or Core column."""
+
+    column: Column[Any]
+    attribute: str
+    """The name of the mapped attribute; "" for a Core column."""
+    mapper: Mapper[Any] | None
+
+    @property
+    def table(self) -> Table:
+        table = self.column.table
+        if not isinstance(table, Table):
+            raise ConfigurationError(f"{self.column} is no column of a table")
+        return table
+
+    def __str__(self) -> str:
+        return f"{self.column.table}.{self.column.name}"
+
+
+def column_of(given: Any, what: str) -> Named:
+    """Return the column behind `given`. Raises `ConfigurationError` for what is none."""
+    if isinstance(given, QueryableAttribute):
+        mapper: Any = getattr(given, "parent", None)
+        columns: list[Any] = list(getattr(getattr(given, "property", None), "columns", ()))
+        if isinstance(mapper, Mapper) and len(columns) == 1 and isinstance(columns[0], Column):
+            return Named(columns[0], given.key, mapper)
+    elif isinstance(given, Column) and isinstance(given.table, Table):
+        return Named(given, "", None)
+    raise ConfigurationError(
+        f"{what} takes a mapped attribute such as Order.status or a column of a table, not {given!r:.200}"
+    )
+
+
+def fits(value: Any, column: Column[Any]) -> bool:
+    """True unless the database would have to guess: MySQL takes every text for the number 0."""
+    try:
+        expected = column.type.python_type
+    except NotImplementedError:
+        return True
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, str) if expected is str else True
+
+
+class BusinessRow:
+    """One row of a table of the user's, named by `where`: columns, and what a call has for each."""
+
+    def __init__(self, table: Table, where: Mapping[Any, KeySpec]) -> None:
+        named: Any = where
+        if not isinstance(named, Mapping) or not named:
+            raise ConfigurationError("where= takes columns and what names the row: {Order.id: '{order_id}'}")
+        self.table = table
+        self.where = {column_of(given, "where="): spec for given, spec in where.items()}
+        for named in self.where:
+            if named.column.table is not table:
+                raise ConfigurationError(f"where= names {named}, which is not a column of {table.name}")
+        self._statements: dict[tuple[str, str, int], TextClause] = {}
+        self.certain = _is_unique(table, {named.column for named in self.where})
+        """True if the table cannot hold two rows that `where` matches."""
+
+    def reader(self, parameters: Collection[str], operation: str) -> Callable[[Call], dict[str, Any]]:
+        """Return what reads the values of `where` from a call. Raises `KeyTemplateError` while decorating."""
+        readers = [
+            (f"w_{number}", named, _value_reader(spec, parameters, f"where= of {named}", operation))
+            for number, (named, spec) in enumerate(self.where.items())
+        ]
+
+        def read(call: Call) -> dict[str, Any]:
+            return {name: _checked(source(call.arguments), named, call) for name, named, source in readers}
+
+        return read
+
+    def compare_and_set(
+        self,
+        connection: Connection,
+        at: Dialect,
+        values: Mapping[str, Any],
+        column: Column[Any],
+        expected: Iterable[Any],
+        new: Any,
+        wait: float,
+    ) -> int:
+        """Set `column` to `new` where it is one of `expected`; return how many rows were matched.
+
+        MySQL without FOUND_ROWS counts the rows that were changed.
+        """
+        olds = {f"old_{number}": old for number, old in enumerate(expected)}
+        statement = self._update(connection.dialect, column, len(olds))
+        return at.execute_bounded(connection, statement, {**values, **olds, "new": new}, wait).count
+
+    def lock(self, connection: Connection, at: Dialect, values: Mapping[str, Any], wait: float) -> None:
+        """Lock the row by its key alone, whatever state it is in; wait for others `wait` seconds at the most."""
+        at.execute_bounded(connection, self._lock(connection.dialect), dict(values), wait)
+
+    def read(
+        self,
+        connection: Connection,
+        values: Mapping[str, Any],
+        columns: Collection[Column[Any]],
+        call: Call,
+        *,
+        locked: bool,
+    ) -> Any:
+        """Return these columns of the row; `locked` as they are now, whatever snapshot the transaction has.
+
+        Raises `RowMissingError`, and `ConfigurationError` where several rows match.
+        """
+        found = connection.execute(self.selected(select(*columns), values, locked=locked)).fetchmany(2)
+        return self.one_of(found, call)
+
+    def selected(self, query: Any, values: Mapping[str, Any], *, locked: bool) -> Any:
+        """Return `query` for the rows that `where` matches, two at the most."""
+        for number, named in enumerate(self.where):
+            query = query.where(named.column == values[f"w_{number}"])
+        query = query.limit(2)
+        return query.with_for_update() if locked else query
+
+    def one_of(self, found: Collection[Any], call: Call) -> Any:
+        """Return the one row that was found. Raises `RowMissingError` and `ConfigurationError`."""
+        if not found:
+            raise RowMissingError(
+                f"{self.table.name} has no row for this call: {self}; create it first, or mend where=",
+                operation=call.operation,
+                key=call.key,
+            )
+        if len(found) > 1:
+            raise self.ambiguous(call)
+        return next(iter(found))
+
+    def ambiguous(self, call: Call) -> ConfigurationError:
+        """The error for a where clause that matches many rows."""
+        return ConfigurationError(
+            f"where= matches several rows of {self.table.name}: {self}; name the columns of its primary key, or of a "
+            "unique constraint",
+            operation=call.operation,
+            key=call.key,
+        )
+
+    def __str__(self) -> str:
+        return ", ".join(f"{named.column.name}={spec}" for named, spec in self.where.items())
+
+    def _update(self, dialect: SqlDialect, column: Column[Any], count: int) -> TextClause:
+        known = self._statements.get((dialect.name, column.name, count))
+        if known is not None:
+            return known
+        quoted = _quoted(dialect.identifier_preparer.format_column(column))
+        olds = " OR ".join(f"{quoted} = :old_{number}" for number in range(count))
+        sql = f"UPDATE {self._table(dialect)} SET {quoted} = :new WHERE {self._matches(dialect)} AND ({olds})"
+        types = {"new": column.type} | {f"old_{number}": column.type for number in range(count)}
+        return self._statement((dialect.name, column.name, count), sql, types)
+
+    def _lock(self, dialect: SqlDialect) -> TextClause:
+        known = self._statements.get((dialect.name, "", 0))
+        if known is not None:
+            return known
+        lock = "" if dialect.name == "sqlite" else " FOR UPDATE"
+        sql = f"SELECT 1 FROM {self._table(dialect)} WHERE {self._matches(dialect)} LIMIT 2{lock}"
+        return self._statement((dialect.name, "", 0), sql, {})
+
+    def _table(self, dialect: SqlDialect) -> str:
+        return _quoted(dialect.identifier_preparer.format_table(self.table))
+
+    def _matches(self, dialect: SqlDialect) -> str:
+        preparer = dialect.identifier_preparer
+        names = (_quoted(preparer.format_column(named.column)) for named in self.where)
+        return " AND ".join(f"{name} = :w_{number}" for number, name in enumerate(names))
+
+    def _statement(self, key: tuple[str, str, int], sql: str, types: dict[str, Any]) -> TextClause:
+        types |= {f"w_{number}": named.column.type for number, named in enumerate(self.where)}
+        made = text(sql).bindparams(*(bindparam(name, type_=kind) for name, kind in types.items()))
+        return self._statements.setdefault(key, made)
+
+
+def _quoted(name: str) -> str:
+    return name.replace(":", r"\:")  # a colon in a name of the user's begins no parameter
+
+
+def _is_unique(table: Table, columns: set[Column[Any]]) -> bool:
+    keys = [set(table.primary_key.columns)]
+    keys += [set(one.columns) for one in table.constraints if isinstance(one, UniqueConstraint)]
+    keys += [set(one.columns) for one in table.indexes if one.unique and not _is_partial(one)]
+    keys += [{column} for column in table.columns if column.unique]
+    return any(key and key <= columns for key in keys)
+
+
+def _is_partial(index: Any) -> bool:
+    return any(options.get("where") is not None for options in index.dialect_options.values())
+
+
+def _value_reader(
+    spec: KeySpec, parameters: Collection[str], what: str, operation: str
+) -> Callable[[Arguments], Any]:
+    """Return what reads one value: of a template that is one field as it is, of a longer one as text."""
+    if callable(spec):
+        return caller(spec, parameters, what=what, operation=operation)
+    if not isinstance(spec, str):
+        raise ConfigurationError(
+            f"{operation}: {what} takes a template such as '{{order_id}}' or a callable, not {spec!r}"
+        )
+    parts = parse(spec, parameters, what=what, operation=operation).parts
+    if len(parts) == 1 and isinstance(parts[0], Field):
+        return parts[0].read
+
+    def read(arguments: Arguments) -> str:
+        return "".join(part if isinstance(part, str) else str(part.read(arguments)) for part in parts)
+
+    return read
+
+
+def _checked(value: Any, named: Named, call: Call) -> Any:
+    if value is None or not fits(value, named.column):
+        wanted = "a value" if value is None else f"{named.column.type!r}"
+        raise KeyRefusedError(
+            f"where= needs {wanted} for {named}, and this call has a {type(value).__name__}; nothing ran",
+            operation=call.operation,
+            key=call.key,
+        )
+    return value
