@@ -36,9 +36,15 @@ from idempo.running import current
 from idempo.strategies.memory import Memory
 
 if TYPE_CHECKING:
+    from idempo.strategies.local_cache import LocalCache
+    from idempo.strategies.monotonic_version import MonotonicVersion
+    from idempo.strategies.one_time_token import OneTimeToken
+    from idempo.strategies.read_only import ReadOnly
     from idempo.strategies.redis_cache import RedisCache
+    from idempo.strategies.select_for_update import SelectForUpdate
     from idempo.strategies.state_guard import StateGuard
     from idempo.strategies.unique_insert import UniqueInsert
+    from idempo.strategies.version_check import VersionCheck
 
 __all__ = [
     "MISSING",
@@ -56,20 +62,26 @@ __all__ = [
     "KeyTemplateError",
     "LeaseLostError",
     "LedgerUnavailableError",
+    "LocalCache",
     "Memory",
+    "MonotonicVersion",
+    "OneTimeToken",
     "Outcome",
     "OutcomeUnknownError",
+    "ReadOnly",
     "Record",
     "RedisCache",
     "ReentrantCallError",
     "RefusedError",
     "ResultUnavailableError",
     "RowMissingError",
+    "SelectForUpdate",
     "StateConflictError",
     "StateGuard",
     "TokenSpentError",
     "TokenUnknownError",
     "UniqueInsert",
+    "VersionCheck",
     "VersionConflictError",
     "current",
     "idempotent",
@@ -77,6 +89,12 @@ __all__ = [
 
 # A strategy is imported when it is first named, so that nobody pays for a database driver they do not use.
 _STRATEGIES = {
+    "LocalCache": "idempo.strategies.local_cache",
+    "SelectForUpdate": "idempo.strategies.select_for_update",
+    "VersionCheck": "idempo.strategies.version_check",
+    "ReadOnly": "idempo.strategies.read_only",
+    "OneTimeToken": "idempo.strategies.one_time_token",
+    "MonotonicVersion": "idempo.strategies.monotonic_version",
     "RedisCache": "idempo.strategies.redis_cache",
     "StateGuard": "idempo.strategies.state_guard",
     "UniqueInsert": "idempo.strategies.unique_insert",

@@ -69,9 +69,12 @@ def assemble(
         hints=subject.hints,
         terms=terms,
         tier=False,
+        key=key,
         scope=scope,
         # What the strategies fill in is no part of the fingerprint, so that one is known only after all are bound.
-        rekeyed=lambda spec: functools.partial(_rekey, source(spec, what="key"), lambda: operation),
+        rekeyed=lambda spec, role: functools.partial(
+            _rekey, source(spec, what=role), role, lambda: operation
+        ),
     )
     layers = bind(using, site)
     injects = frozenset[str]().union(*(layer.injects for layer in layers))
@@ -91,8 +94,8 @@ def assemble(
     return operation
 
 
-def _rekey(key: Callable[..., Any], operation: Callable[[], Operation], call: Call) -> Call:
-    return operation().keying.rekeyed(key, call)
+def _rekey(key: Callable[..., Any], role: str, operation: Callable[[], Operation], call: Call) -> Call:
+    return operation().keying.rekeyed(key, role, call)
 
 
 def operation_of(decorated: Any) -> Operation:

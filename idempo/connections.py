@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine
-from sqlalchemy.orm import sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
 from idempo.contracts import Colour
 from idempo.errors import ColourMismatchError, ConfigurationError
@@ -157,6 +157,17 @@ class Database:
                     tune(made)
                     self._made = made
         return self._made
+
+    def session(self, colour: Colour, bind: Any = None) -> Any:
+        """Return a new session as the user's sessionmaker makes it, on `bind` instead of the engine if given."""
+        if self.sessions is not None:
+            return self.sessions() if bind is None else self.sessions(bind=bind)
+        where: Any = self.engine(colour) if bind is None else bind
+        if colour == "sync":
+            return Session(where, expire_on_commit=False)
+        from sqlalchemy.ext.asyncio import AsyncSession
+
+        return AsyncSession(where, expire_on_commit=False)
 
     def close(self) -> Steps[None]:
         """Close the connections of the engines made from a URL; those of a loop that has ended are given up."""

@@ -84,14 +84,16 @@ class Site:
     terms: Terms
     tier: bool
     """True if another ledger inside keeps the record: this one may then only replay or refuse."""
-    rekeyed: Callable[[KeySpec], Callable[[Call], Call]] = field(repr=False)
-    """For a strategy with a key of its own: turns a call into the same call under that key."""
+    rekeyed: Callable[[KeySpec, str], Callable[[Call], Call]] = field(repr=False)
+    """For a strategy with a key of its own: of its spec and its role, in a word, makes what turns a call into the same
+    call under that key. Keys of different roles are never the same."""
     named: bool = True
     """False if the function was given guards only, so that a guard brings the ledger."""
     carried: Carried | None = None
     """The transaction that the record is part of, if it is; guards work in that one."""
+    key: KeySpec = ""
+    """What the decorator was told, and so is the scope."""
     scope: KeySpec | None = None
-    """What the decorator was told."""
 
 
 class Ledger(Protocol):

@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Mapper, Session
 
 from idempo.asking import NotAdmitted, RunAgain
+from idempo.carriers import Transaction
 from idempo.connections import Database, Source, on
 from idempo.contracts import Inner, Site, Terms
 from idempo.dialects import Dialect
@@ -22,7 +23,6 @@ from idempo.records import Call, Done, Record
 from idempo.schema import dialect_of
 from idempo.sql import Records
 from idempo.steps import Steps
-from idempo.transactions import Transaction, holder_of
 from idempo.units import conflicting, connection_of
 from idempo.verdicts import unavailable
 
@@ -74,7 +74,7 @@ class Admission:
 
         Raises `NotAdmitted` with a typed error, and `RunAgain` for a conflict with another transaction.
         """
-        holder = holder_of(call.arguments[self.carried.join], self.carried.join, self.site.colour)
+        holder = self.carried.given(call, self.site.colour)
         try:
             result: T = yield on(holder, lambda opened: self._in_place(opened, call, work))
         except DBAPIError as error:

@@ -13,6 +13,7 @@ import enum
 import functools
 import hashlib
 import pathlib
+import re
 import uuid
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ __all__ = [
     "differing",
     "digest",
     "fingerprint_source",
+    "key_given",
     "key_source",
 ]
 
@@ -55,10 +57,15 @@ class BusinessKey:
 KeySource: TypeAlias = Callable[[Arguments], BusinessKey]
 
 
-def digest(operation: str, scope: BusinessKey | None, key: BusinessKey) -> bytes:
-    """Return the 32 bytes under which ledgers keep the record. No scope differs from every scope."""
+def digest(operation: str, scope: BusinessKey | None, key: BusinessKey, role: str = "") -> bytes:
+    """Return the 32 bytes under which ledgers keep the record. No scope differs from every scope.
+
+    `role` keeps other keys of the operation apart from its business key: a token, an entity.
+    """
     scoped = b"-" if scope is None else framed(b"+", scope.canonical)
     whole = _named(operation) + scoped + framed(b"k", key.canonical)
+    if role:
+        whole += framed(b"r", role.encode())
     return hashlib.blake2b(whole, digest_size=32, person=b"idempo-record-1").digest()
 
 
@@ -93,6 +100,25 @@ def key_source(
             raise KeyRefusedError(message, operation=operation) from error.__cause__
 
     return source
+
+
+def key_given(spec: KeySpec, value: object, *, what: str = "key", operation: str = "") -> BusinessKey:
+    """Return the business key that `spec` reads from a call which has `value` there; for a tuple, one value for each.
+
+    Raises KeyRefusedError for a value that is no key, and KeyTemplateError for a `spec` that makes one of several.
+    """
+    if isinstance(spec, tuple):
+        if not isinstance(value, tuple) or len(value) != len(spec):
+            raise KeyRefusedError(
+                f"The {what} {spec!r} takes a tuple of {len(spec)} values.", operation=operation
+            )
+        return _row(b"T", [_key(part, what) for part in value], ", ")
+    if isinstance(spec, str) and not re.fullmatch(r"\{[^{}]+\}", spec):
+        raise KeyTemplateError(
+            f"The {what} {spec!r} makes one text of several parts; write one field, a tuple or a callable.",
+            operation=operation,
+        )
+    return _key(value, what)
 
 
 def _reader(spec: object, parameters: Collection[str], *, what: str, operation: str) -> KeySource:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
-from idempo.contracts import Inner, KeySpec, Ledger, Site, Terms
+from idempo.contracts import Inner, KeySpec, Ledger, Site, Strategy, Terms
 from idempo.errors import CompositionError
 from idempo.guarantees import Part, Role
 from idempo.protocol import once, tier
 from idempo.records import Call, Done, Record
 from idempo.steps import Steps
 
-__all__ = ["Leased"]
+__all__ = ["Leased", "enclosed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Leased:
                 f"{site.operation}: required=False is for a {name} in front of another ledger and under its key; one "
                 "that keeps the record, or claims a key of its own, cannot be passed by"
             )
-        rekey = None if key is None else site.rekeyed(key)
+        rekey = None if key is None else site.rekeyed(key, "key of its own")
         terms = site.terms
         if site.tier:
             terms = replace(terms, final=False, on_orphan="rerun", unknown_errors=())
@@ -70,3 +71,29 @@ class Leased:
 
     def _digest(self, call: Call) -> bytes:
         return call.digest if self.rekey is None else self.rekey(call).digest
+
+
+def enclosed(site: Site, strategy: Strategy, name: str, *notes: str) -> tuple[Any, Part]:
+    """Bind the ledger that another strategy, `name`, puts in front of the function under keys of its own.
+
+    Returns its layer, which claims wherever it stands, and what the two do in the composition. Raises
+    `CompositionError` for a strategy that is no ledger, or has a key of its own.
+    """
+    if site.tier and getattr(strategy, "carried", None) is not None:
+        raise CompositionError(
+            f"{site.operation}: the ledger of {name} joins the transaction of the function: it is the record itself, "
+            "and stands last in using=[...]"
+        )
+    terms = (
+        replace(site.terms, final=False, on_orphan="rerun", unknown_errors=()) if site.tier else site.terms
+    )
+    layer: Any = strategy.bind(replace(site, tier=False, terms=terms))
+    if getattr(layer, "ledger", None) is None or layer.part.role != "record":
+        raise CompositionError(f"{site.operation}: {name} takes a ledger, not {type(strategy).__name__}")
+    if getattr(layer, "rekey", None) is not None:
+        raise CompositionError(f"{site.operation}: give key= to {name}, not to the ledger in it")
+    inside = layer.part
+    whole = f"{name}({inside.strategy})"
+    role: Role = "own key" if site.tier else "record"
+    part = Part(whole, role, joined=inside.joined, lossy=inside.lossy, notes=(*inside.notes, *notes))
+    return layer, part

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy import event
 from sqlalchemy.orm import Mapper, Session
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -21,34 +22,50 @@ class Loaded:
     def __init__(
         self, holder: Any, mapper: Mapper[Any] | None, row: BusinessRow, values: Mapping[str, Any]
     ) -> None:
-        self._objects: list[Any] = []
         self._before: list[tuple[Any, str, Any]] = []
-        if isinstance(holder, Session) and mapper is not None:
-            shown = [
-                (mapper.get_property_by_column(named.column).key, values[f"w_{number}"])
-                for number, named in enumerate(row.where)
-            ]
-            self._objects = [
-                one
-                for one in holder.identity_map.values()
-                if isinstance(one, mapper.class_) and all(vars(one).get(key) == value for key, value in shown)
-            ]
+        self._session = holder if isinstance(holder, Session) and mapper is not None else None
+        self._class: Any = None if mapper is None else mapper.class_
+        self._shown: list[tuple[str, Any]] = []
+        if self._session is not None and mapper is not None:
+            keys = [mapper.get_property_by_column(named.column).key for named in row.where]
+            self._shown = [(key, values[f"w_{number}"]) for number, key in enumerate(keys)]
+        self.written = False
+        """True once the ORM has written or deleted the row, since `watch`."""
 
     def assign(self, attribute: str, value: Any) -> None:
         """Show `value`, as if it had been read from the database just now."""
-        for one in self._objects:
-            if attribute in vars(one):
+        for one in [] if self._session is None else self._session.identity_map.values():
+            if self._shows(one) and attribute in vars(one):
                 self._before.append((one, attribute, vars(one)[attribute]))
                 set_committed_value(one, attribute, value)
+
+    def _shows(self, one: Any) -> bool:
+        return isinstance(one, self._class) and all(vars(one).get(key) == value for key, value in self._shown)
+
+    def watch(self) -> None:
+        """Note from now on whether the ORM writes the row."""
+        if self._session is not None:
+            event.listen(self._session, "after_flush", self._note)
+
+    def _note(self, session: Session, _: Any) -> None:
+        changed = [one for one in session.dirty if session.is_modified(one, include_collections=False)]
+        self.written |= any(self._shows(one) for one in [*changed, *session.deleted])
+
+    def let_go(self) -> None:
+        """Stop watching. Once is enough."""
+        if self._session is not None and event.contains(self._session, "after_flush", self._note):
+            event.remove(self._session, "after_flush", self._note)
 
     def during(self, steps: Steps[Done]) -> Steps[Done]:
         """Take the steps of the function, and show again what was shown before if they fail."""
         try:
             done = yield from steps
         except BaseException:
+            self.let_go()
             self.undo()
             raise
         if done.error is not None:
+            self.let_go()
             self.undo()
         return done
 

@@ -57,11 +57,11 @@ class Keying:
             arguments=arguments,
         )
 
-    def rekeyed(self, key: Callable[[Arguments], BusinessKey], call: Call) -> Call:
-        """Return the same call under another key."""
+    def rekeyed(self, key: Callable[[Arguments], BusinessKey], role: str, call: Call) -> Call:
+        """Return the same call under another key, which has another role than the business key."""
         other = key(call.arguments)
         scope = None if self.scope is None else self.scope(call.arguments)
-        identity = digest(self.operation, scope, other)
+        identity = digest(self.operation, scope, other, role)
         fingerprint = self.fingerprint(call.arguments, identity)
         return replace(call, key=other.text, digest=identity, fingerprint=fingerprint)
 

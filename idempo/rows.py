@@ -14,7 +14,7 @@ from idempo.contracts import KeySpec
 from idempo.dialects import Dialect
 from idempo.errors import ConfigurationError, KeyRefusedError, RowMissingError
 from idempo.records import Call
-from idempo.specs import Arguments, Field, caller, parse
+from idempo.specs import value_reader
 
 __all__ = ["BusinessRow", "Named", "column_of", "fits"]
 
@@ -83,7 +83,11 @@ class BusinessRow:
     def reader(self, parameters: Collection[str], operation: str) -> Callable[[Call], dict[str, Any]]:
         """Return what reads the values of `where` from a call. Raises `KeyTemplateError` while decorating."""
         readers = [
-            (f"w_{number}", named, _value_reader(spec, parameters, f"where= of {named}", operation))
+            (
+                f"w_{number}",
+                named,
+                value_reader(spec, parameters, what=f"where= of {named}", operation=operation),
+            )
             for number, (named, spec) in enumerate(self.where.items())
         ]
 
@@ -112,7 +116,7 @@ class BusinessRow:
 
     def lock(self, connection: Connection, at: Dialect, values: Mapping[str, Any], wait: float) -> None:
         """Lock the row by its key alone, whatever state it is in; wait for others `wait` seconds at the most."""
-        at.execute_bounded(connection, self._lock(connection.dialect), dict(values), wait)
+        at.execute_bounded(connection, self._lock(connection.dialect, nowait=wait <= 0), dict(values), wait)
 
     def read(
         self,
@@ -171,13 +175,13 @@ class BusinessRow:
         types = {"new": column.type} | {f"old_{number}": column.type for number in range(count)}
         return self._statement((dialect.name, column.name, count), sql, types)
 
-    def _lock(self, dialect: SqlDialect) -> TextClause:
-        known = self._statements.get((dialect.name, "", 0))
+    def _lock(self, dialect: SqlDialect, *, nowait: bool) -> TextClause:
+        known = self._statements.get((dialect.name, "", int(nowait)))
         if known is not None:
             return known
-        lock = "" if dialect.name == "sqlite" else " FOR UPDATE"
+        lock = "" if dialect.name == "sqlite" else " FOR UPDATE NOWAIT" if nowait else " FOR UPDATE"
         sql = f"SELECT 1 FROM {self._table(dialect)} WHERE {self._matches(dialect)} LIMIT 2{lock}"
-        return self._statement((dialect.name, "", 0), sql, {})
+        return self._statement((dialect.name, "", int(nowait)), sql, {})
 
     def _table(self, dialect: SqlDialect) -> str:
         return _quoted(dialect.identifier_preparer.format_table(self.table))
@@ -207,26 +211,6 @@ def _is_unique(table: Table, columns: set[Column[Any]]) -> bool:
 
 def _is_partial(index: Any) -> bool:
     return any(options.get("where") is not None for options in index.dialect_options.values())
-
-
-def _value_reader(
-    spec: KeySpec, parameters: Collection[str], what: str, operation: str
-) -> Callable[[Arguments], Any]:
-    """Return what reads one value: of a template that is one field as it is, of a longer one as text."""
-    if callable(spec):
-        return caller(spec, parameters, what=what, operation=operation)
-    if not isinstance(spec, str):
-        raise ConfigurationError(
-            f"{operation}: {what} takes a template such as '{{order_id}}' or a callable, not {spec!r}"
-        )
-    parts = parse(spec, parameters, what=what, operation=operation).parts
-    if len(parts) == 1 and isinstance(parts[0], Field):
-        return parts[0].read
-
-    def read(arguments: Arguments) -> str:
-        return "".join(part if isinstance(part, str) else str(part.read(arguments)) for part in parts)
-
-    return read
 
 
 def _checked(value: Any, named: Named, call: Call) -> Any:

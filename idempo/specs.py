@@ -17,7 +17,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 
 from idempo.errors import KeyRefusedError, KeyTemplateError
 
-__all__ = ["Arguments", "Field", "Template", "caller", "entry_of", "parse"]
+__all__ = ["Arguments", "Field", "Template", "caller", "entry_of", "parse", "value_reader"]
 
 Arguments: TypeAlias = Mapping[str, Any]
 """The bound arguments of a call, by parameter name."""
@@ -172,3 +172,28 @@ def caller(
         return value
 
     return call
+
+
+def value_reader(
+    spec: object, parameters: Collection[str], *, what: str, operation: str
+) -> Callable[[Arguments], Any]:
+    """Return what reads one value of a call: of a template that is one field as it is, of a longer one as text.
+
+    `spec` is a template, or a callable that is given those arguments that it has parameters for. Raises
+    KeyTemplateError for what can never work; what it returns raises KeyRefusedError.
+    """
+    if callable(spec):
+        return caller(spec, parameters, what=what, operation=operation)
+    if not isinstance(spec, str):
+        raise KeyTemplateError(
+            f"A {what} is a template such as '{{order_no}}' or a callable, not {type(spec).__qualname__}.",
+            operation=operation,
+        )
+    parts = parse(spec, parameters, what=what, operation=operation).parts
+    if len(parts) == 1 and isinstance(parts[0], Field):
+        return parts[0].read
+
+    def read(arguments: Arguments) -> str:
+        return "".join(part if isinstance(part, str) else str(part.read(arguments)) for part in parts)
+
+    return read

@@ -14,7 +14,7 @@ from idempo.errors import ConfigurationError
 from idempo.events import Hook
 from idempo.waiting import Wait, completion_policy, wait_policy
 
-__all__ = ["Duration", "terms_of"]
+__all__ = ["Duration", "seconds_of", "terms_of"]
 
 Duration: TypeAlias = float | timedelta
 """Seconds, or a timedelta."""
@@ -39,10 +39,10 @@ def terms_of(
     hooks: Iterable[Hook],
 ) -> Terms:
     """Return the terms. Raises `ConfigurationError`, with the reason, where they cannot hold together."""
-    seconds = _seconds("lease", lease, most=_DAY)
+    seconds = seconds_of("lease", lease, most=_DAY)
     terms = Terms(
         lease=seconds,
-        keep=_seconds("keep", keep, most=_CENTURY),
+        keep=seconds_of("keep", keep, most=_CENTURY),
         wait=wait_policy(wait),
         completing=completion_policy(seconds),
         on_orphan=on_orphan,
@@ -89,7 +89,8 @@ def _check_callables(terms: Terms, operation: str, colour: Colour) -> None:
             raise ConfigurationError(f"{operation}: hooks= takes plain callables of one Event, not {hook!r}")
 
 
-def _seconds(what: str, value: Duration, *, most: float) -> float:
+def seconds_of(what: str, value: Duration, *, most: float) -> float:
+    """Return `value` in seconds. Raises `ConfigurationError` unless it is between 0 and `most`."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,10 +10,10 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
-from idempo.connections import Database, beside, on
+from idempo.carriers import Transaction
+from idempo.connections import beside, on
 from idempo.contracts import Colour, Inner, Layer, Site, Terms, Unit
 from idempo.dialects import Dialect
-from idempo.errors import ColourMismatchError, CompositionError, ConfigurationError
 from idempo.failures import is_missing_table
 from idempo.guarantees import Part
 from idempo.joining import joined
@@ -32,27 +31,7 @@ _HIDDEN = (
     "writes is elsewhere"
 )
 
-__all__ = ["Joined", "JoinedRecords", "Transaction", "holder_of"]
-
-
-@dataclass(frozen=True, slots=True)
-class Transaction:
-    """The transaction that the parameter `join` carries, and the database to begin one in where the caller has none."""
-
-    join: str
-    database: Database | None
-
-    def differs(self, other: Any) -> str:
-        """Say why `other` is another transaction; "" if it is the same."""
-        if other.join != self.join:
-            return f"join={other.join!r} is another parameter than {self.join!r}"
-        if self.database is None or other.database is None or self.database.is_same(other.database):
-            return ""
-        return "they name two databases"
-
-    def record(self) -> BroughtRecord:
-        """The record that a guard brings along."""
-        return BroughtRecord(self)
+__all__ = ["BroughtRecord", "Joined", "JoinedRecords"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +61,8 @@ class Joined:
         """
         marks = bool(site.terms.replay_errors or site.terms.unknown_errors)
         hint = site.hints.get(carried.join)
-        ledger = JoinedRecords(records, carried.database, carried.join, site.colour, hint, marks)
-        ledger.check(site, hidden=brought)
+        carried.check(site, hidden=brought)
+        ledger = JoinedRecords(records, carried, site.colour, hint, marks)
         notes = () if carried.join in site.parameters else (_HIDDEN.format(join=carried.join),)
         part = Part("UniqueInsert", "record", joined=True, notes=notes)
         return cls(ledger, site.terms, part, frozenset({carried.join}))
@@ -103,45 +82,24 @@ class JoinedRecords:
     """The records table, as part of the transaction that the parameter `join` carries."""
 
     records: Records
-    database: Database | None
-    join: str
+    carried: Transaction
     colour: Colour
     hint: Any
     marks: bool
     """True if an exception can be a result, or leave an orphan: then writes are undone without the claim."""
 
-    def check(self, site: Site, *, hidden: bool) -> None:
-        """Raise `ConfigurationError` if the function cannot carry the transaction, nor may leave it to us."""
-        if self.join not in site.parameters and not (hidden and self.database is not None):
-            raise CompositionError(
-                f"{site.operation}: join={self.join!r} names no parameter of the function; it has "
-                f"{', '.join(site.parameters) or 'none'}" + (", and no engine= was given" if hidden else "")
-            )
-        wrong = _kinds("sync" if self.colour == "async" else "async")
-        for kind in _classes(self.hint):
-            if issubclass(kind, wrong):
-                raise ColourMismatchError(
-                    f"{site.operation} is {self.colour}, but its parameter {self.join} is a {kind.__name__}"
-                )
-        if self.database is not None:
-            self.database.check(self.colour, site.operation)
-
     def open(self, call: Call) -> Steps[Unit | Completed]:
         """Take part in the caller's transaction, or begin one of our own, unless the key is completed already."""
-        given = call.arguments.get(self.join)
-        if given is not None:
-            holder = holder_of(given, self.join, self.colour)
+        holder = self.carried.given(call, self.colour)
+        if holder is not None:
             yield from self._hold_place(holder, call)
             return SqlUnit(self.records, holder, call.arguments, owned=False, marks=self.marks)
-        database = self._needed()
         known = yield from self.outside(call, lambda at, c: _known(at, c, call))
         if known is not None:
             return known
-        holder = self._open(database)
-        if hasattr(holder, "__await__"):
-            holder = yield holder
+        holder = yield from self.carried.begin(self.colour, self.hint)
         return SqlUnit(
-            self.records, holder, {**call.arguments, self.join: holder}, owned=True, marks=self.marks
+            self.records, holder, {**call.arguments, self.carried.join: holder}, owned=True, marks=self.marks
         )
 
     def recall(self, call: Call) -> Steps[Completed | None]:
@@ -152,38 +110,18 @@ class JoinedRecords:
         return (yield from self.outside(call, lambda at, c: at.issue(c, call)))
 
     def revoke(self, digest: bytes) -> Steps[bool]:
-        database = self._needed()
+        database = self.carried.needed()
         work = lambda c: _work(self.records, c, lambda at, c: at.revoke(c, digest))  # noqa: E731
         return (yield from database.autocommit(self.colour, work))
 
     def outside(self, call: Call, work: Callable[[Dialect, Connection], T]) -> Steps[T]:
         """Do `work` with a connection of its own, or with the caller's where there is no other."""
-        given = call.arguments.get(self.join)
-        if self.database is None and given is not None:
-            found: T = yield on(
-                holder_of(given, self.join, self.colour),
-                lambda h: _work(self.records, connection_of(h), work),
-            )
+        given = self.carried.given(call, self.colour) if self.carried.database is None else None
+        if given is not None:
+            found: T = yield on(given, lambda holder: _work(self.records, connection_of(holder), work))
             return found
-        database = self._needed()
+        database = self.carried.needed()
         return (yield from database.autocommit(self.colour, lambda c: _work(self.records, c, work)))
-
-    def _needed(self) -> Database:
-        if self.database is None:
-            raise ConfigurationError(
-                f"the caller passed no {self.join}, and the strategy was given no engine, sessionmaker or URL to open "
-                "one"
-            )
-        return self.database
-
-    def _open(self, database: Database) -> Any:
-        engine: Any = database.engine(self.colour)
-        session, connection = _kinds(self.colour)
-        if any(issubclass(kind, connection) for kind in _classes(self.hint)):
-            return engine.connect()
-        if database.sessions is not None:
-            return database.sessions()
-        return session(engine, expire_on_commit=False)
 
     def _hold_place(self, holder: Any, call: Call) -> Steps[None]:
         """Commit a placeholder on a connection of its own, where the database needs one to be locked.
@@ -197,15 +135,6 @@ class JoinedRecords:
             yield from beside(
                 engine, self.colour, lambda c: _work(self.records, c, lambda at, c: _known(at, c, call))
             )
-
-
-def holder_of(given: Any, join: str, colour: Colour) -> Any:
-    """The session or connection of the right colour behind what the caller passed."""
-    holder = given() if hasattr(given, "registry") else given  # a scoped_session
-    if not isinstance(holder, _kinds(colour)):
-        names = "Session or Connection" if colour == "sync" else "AsyncSession or AsyncConnection"
-        raise ColourMismatchError(f"{join} must be a {names} here, not a {type(holder).__name__}")
-    return holder
 
 
 def _work(records: Records, connection: Connection, work: Callable[[Dialect, Connection], T]) -> T:
@@ -233,18 +162,3 @@ def _known(at: Dialect, connection: Connection, call: Call) -> Completed | None:
         at.hold_place(connection, call)
     answer = row.answer(call, None)
     return answer if isinstance(answer, Completed) else None
-
-
-def _kinds(colour: Colour) -> tuple[type, ...]:
-    """The session and the connection of a colour; none for async where nobody has imported SQLAlchemy's asyncio."""
-    if colour == "sync":
-        return Session, Connection
-    module = sys.modules.get("sqlalchemy.ext.asyncio")
-    return () if module is None else (module.AsyncSession, module.AsyncConnection)
-
-
-def _classes(hint: Any) -> list[type]:
-    """The classes that an annotation allows, looking into unions and Annotated."""
-    if isinstance(hint, type):
-        return [hint]
-    return [kind for argument in getattr(hint, "__args__", ()) for kind in _classes(argument)]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeAlias
 
-from tenacity import RetryCallState, Retrying, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, stop_after_attempt, stop_after_delay, wait_random_exponential
 from tenacity.stop import stop_base
 from tenacity.wait import wait_base
 
 from idempo.errors import ConfigurationError
 
-__all__ = ["Patience", "Wait", "WaitPolicy", "completion_policy", "wait_policy"]
+__all__ = ["Patience", "Wait", "WaitPolicy", "completion_policy", "retry_policy", "wait_policy"]
 
 Wait: TypeAlias = float | timedelta | tuple[wait_base, stop_base]
 """Seconds to wait at the most, or a tenacity wait and stop: `(wait_fixed(0.1), stop_after_attempt(5))`."""
@@ -109,3 +109,10 @@ class Patience:
 def completion_policy(lease: float) -> WaitPolicy:
     """The policy for writing a completion again while the ledger is away: for as long as a lease lasts."""
     return WaitPolicy(_RHYTHM, stop_after_delay(lease), limit=lease, at_once=lease)
+
+
+def retry_policy(retries: int) -> WaitPolicy:
+    """The policy for running again at most `retries` times. Raises `ConfigurationError` for a number that is none."""
+    if type(retries) is not int or not 0 <= retries <= 1000:
+        raise ConfigurationError(f"retries={retries!r} is not a number between 0 and 1000")
+    return WaitPolicy(_RHYTHM, stop_after_attempt(retries + 1), limit=_DAY, at_once=_DAY)

@@ -14,12 +14,13 @@ ROOT = Path(idempo.__file__).parent
 # From the ground up. A module may import from its own floor and from those below.
 FLOORS = [
     "errors steps records keys canonical specs fingerprints codec annotations leaves shapes tagged events running",
-    "waiting leases guarantees contracts verdicts asking protocol joining layers composing flows",
+    "waiting leases guarantees contracts verdicts asking protocol joining layers composing flows versions versioned",
     "failures sql dialects postgresql mysql sqlite schema roundtrip urls connections objects units transactions "
-    "scripts rows loaded guarding clients",
+    "carriers scripts rows loaded guarding clients",
     "terms operation functions assembly decorator embedded "
     "strategies strategies.memory strategies.unique_insert strategies.redis_cache strategies.local_cache "
-    "strategies.state_guard",
+    "strategies.state_guard strategies.version_check strategies.select_for_update strategies.read_only "
+    "strategies.one_time_token strategies.monotonic_version",
     "testing testing.tools testing.promises testing.ledgers inspection",
     "__init__ __main__ cli commands presentation "
     + " ".join(
@@ -34,8 +35,8 @@ FLOOR_OF |= {"demo": len(FLOORS) - 1}
 ONLY_IN = {
     "sqlalchemy": {
         *FLOORS[2].split(),
-        "strategies.unique_insert",
-        "strategies.state_guard",
+        *("strategies.unique_insert", "strategies.state_guard", "strategies.version_check"),
+        *("strategies.select_for_update", "strategies.read_only"),
         "inspection",
         "cli",
         "commands",

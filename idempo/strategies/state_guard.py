@@ -88,7 +88,7 @@ class StateGuard:
 
     def record(self) -> BroughtRecord:
         """Return the ledger to bring along where none joins the transaction."""
-        return self.carried.record()
+        return BroughtRecord(self.carried)
 
     def bind(self, site: Site) -> Layer:
         if not site.named and self._to in self._flow.reachable(self._to):
@@ -139,9 +139,8 @@ class _Layer(Admission):
     superseded: Any
 
     def around(self, call: Call, inner: Inner) -> Steps[Done]:
-        values = self.values(call)
         verdict, state, loaded = yield from self.asked(
-            call, lambda holder, connection, at: self._judge(holder, connection, at, values, call)
+            call, lambda holder, connection, at: self._judge(holder, connection, at, self.values(call), call)
         )
         match verdict:
             case "apply":

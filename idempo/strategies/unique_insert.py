@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, MetaData
 
+from idempo.carriers import Transaction
 from idempo.connections import Database, Source
 from idempo.contracts import Colour, KeySpec, Layer, Site
 from idempo.dialects import Dialect
@@ -18,7 +19,7 @@ from idempo.records import Answer, Call, Done, Payload, Record
 from idempo.schema import create, ddl, dialect_of, missing_table
 from idempo.sql import Records
 from idempo.steps import Steps, arun, run
-from idempo.transactions import Joined, Transaction
+from idempo.transactions import Joined
 
 T = TypeVar("T")
 
