@@ -83,7 +83,7 @@ class Shop:
     def __init__(self, url: str, colour: Colour, **options: Any) -> None:
         self.url = url
         self.colour: Colour = colour
-        self.outside = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        self.outside = create_engine(url, pool_size=1, isolation_level="AUTOCOMMIT")
         self.engine, self.sessions = self.connect(**options)
         self.name = f"guards.{uuid.uuid4()}"
 
@@ -95,6 +95,10 @@ class Shop:
         url = async_url(self.url).replace("sqlite:", "sqlite+aiosqlite:")
         async_engine = create_async_engine(url, **options)
         return async_engine, async_sessionmaker(async_engine)
+
+    def close(self) -> Steps[None]:
+        self.outside.dispose()
+        yield self.engine.dispose()
 
     def scalar(self, sql: str) -> Any:
         """Ask the server, on a connection of its own."""
@@ -209,6 +213,10 @@ def pay(order_id: int, payment: str, session: Any) -> Steps[Receipt]:
     return Receipt(payment, 1)
 
 
+def nothing(order_id: int, payment: str, session: Any) -> Steps[None]:
+    yield from ()
+
+
 def driven(test: Callable[..., Steps[None]]) -> Callable[..., None]:
     """Make a test out of steps with a `shop`."""
 
@@ -220,7 +228,7 @@ def driven(test: Callable[..., Steps[None]]) -> Callable[..., None]:
             try:
                 yield from test(**arguments)
             finally:
-                yield shop.engine.dispose()
+                yield from shop.close()
 
         drive(shop.colour, steps())
 
@@ -234,6 +242,7 @@ def on(*databases: str) -> pytest.MarkDecorator:
 
 
 everywhere = on("postgres", "mariadb", "sqlite", "mysql")
+sync_only = pytest.mark.parametrize("shop", ["sync"], indirect=True)
 callers = pytest.mark.parametrize("caller", CALLERS)
 their_own = pytest.mark.parametrize("caller", [SESSION, CONNECTION])
 
