@@ -66,6 +66,7 @@ def explain(operation: str, parts: Sequence[Part], orphans: Orphans) -> Explanat
     keeping = [part for part in parts if part.role != "guard"]
     if not keeping:
         notes = [note for part in parts for note in part.notes]
+        notes.append("nothing is recorded: a repeat reads anew")
         return Explanation(operation, tuple(parts), "none: it reads", "none: it reads", tuple(notes))
     record = keeping[-1]
     foreign: Effects
@@ -95,8 +96,6 @@ def explain(operation: str, parts: Sequence[Part], orphans: Orphans) -> Explanat
             f"{record.strategy} keeps this promise while it keeps the key: a failover that loses acknowledged writes, "
             "an eviction or a flush can run it twice"
         )
-    for part in parts:
-        notes.extend(part.notes)
-    return Explanation(
-        operation, tuple(parts), "exactly once" if record.joined else foreign, foreign, tuple(notes)
-    )
+    notes += [note for part in parts for note in part.notes]
+    joined: Effects = "exactly once" if record.joined else foreign
+    return Explanation(operation, tuple(parts), joined, foreign, tuple(dict.fromkeys(notes)))
