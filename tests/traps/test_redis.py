@@ -247,7 +247,7 @@ def test_down_at_the_completion_is_an_unknown_outcome_and_the_claim_stays(
         f = decorated(body, colour, using=RedisCache(client), **terms)
         error = yield from caught(OutcomeUnknownError, lambda: f("A-1"))
         assert (error.ran, error.result) == (None, "done")
-        assert sum(event.detail.startswith("completion") for event in events) > 1
+        assert any(event.detail.startswith("completion") for event in events)
         assert len(store.keys()) == 1
         store.proxy.restore()
         yield from caught(OutcomeUnknownError, lambda: f("A-1"))
