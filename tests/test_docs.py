@@ -164,7 +164,8 @@ def test_every_parameter_is_in_the_reference() -> None:
     decorator, strategies = (page_named(f"docs/reference/{name}.md") for name in ("decorator", "strategies"))
     for name in inspect.signature(idempo.idempotent).parameters:
         assert f"| `{name}` |" in decorator, name
-    for strategy in (idempo.Memory, idempo.UniqueInsert, idempo.RedisCache):
+    every = [idempo.Memory, *(getattr(idempo, name) for name in idempo._STRATEGIES)]
+    for strategy in every:
         section = strategies.partition(f"## {strategy.__name__}\n")[2].partition("\n## ")[0]
         for name in inspect.signature(strategy).parameters:
             assert f"| `{name}` |" in section, f"{strategy.__name__}({name}=)"

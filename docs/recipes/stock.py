@@ -55,7 +55,7 @@ def shop(database: str, redis: str) -> tuple[Callable[[str, int], int], Callable
             cache,
             VersionCheck(Item.version, where={Item.id: "{item}"}, retries=100, engine=sessionmaker(engine)),
         ],
-        replay_errors=SoldOut,  # a buyer who came too late gets the same answer again
+        replay_errors=[SoldOut],  # a buyer who came too late gets the same answer again
         wait=30,
         name="shop.buy",
     )
