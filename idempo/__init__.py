@@ -31,7 +31,7 @@ from idempo.errors import (
     VersionConflictError,
 )
 from idempo.events import Event
-from idempo.records import MISSING, RERUN, Call, Found, Outcome, Record
+from idempo.records import INJECTED, MISSING, RERUN, Call, Found, Outcome, Record
 from idempo.running import current
 from idempo.strategies.memory import Memory
 
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from idempo.strategies.version_check import VersionCheck
 
 __all__ = [
+    "INJECTED",
     "MISSING",
     "RERUN",
     "Call",

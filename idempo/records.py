@@ -11,6 +11,7 @@ from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
 T = TypeVar("T")
 
 __all__ = [
+    "INJECTED",
     "MISSING",
     "RERUN",
     "Above",
@@ -52,6 +53,11 @@ class _Rerun(enum.Enum):
 
 RERUN: Final = _Rerun.RERUN
 """What an `on_orphan` probe returns when the effect did not happen and the function should run again."""
+
+
+INJECTED: Final[Any] = None
+"""The default of a parameter that callers may leave out because a strategy fills it in: `session: Session = INJECTED`.
+To type checkers it fits every annotation; it is `None`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from sqlalchemy import String, create_engine, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from idempo import (
+    INJECTED,
     FingerprintMismatchError,
     OneTimeToken,
     RedisCache,
@@ -58,9 +59,8 @@ class Shop:
             name="shop.submit",
         )
         def submit(
-            customer: str, order_no: str, cents: int, token: str, session: Session | None = None
+            customer: str, order_no: str, cents: int, token: str, session: Session = INJECTED
         ) -> Confirmation:
-            assert session is not None  # idempo opens it, and commits
             order = Order(order_no=order_no, customer=customer, cents=cents)
             session.add(order)
             session.flush()

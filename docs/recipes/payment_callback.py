@@ -19,7 +19,7 @@ from sqlalchemy import String, create_engine, select, update
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from idempo import StateConflictError, StateGuard, UniqueInsert, idempotent
+from idempo import INJECTED, StateConflictError, StateGuard, UniqueInsert, idempotent
 
 FLOW = {"pending": ["paid", "cancelled"], "paid": ["shipped"], "shipped": ["delivered"]}
 # Stripe, for one, calls back for up to three days, and people send an event again by hand long after that.
@@ -74,17 +74,15 @@ class Callbacks:
             name="shop.paid",
         )
         async def paid(
-            serial: str, order_no: str, sent_at: float, session: AsyncSession | None = None
+            serial: str, order_no: str, sent_at: float, session: AsyncSession = INJECTED
         ) -> Answer:
-            assert session is not None
             await session.execute(update(Order).where(Order.no == order_no).values(payment=serial))
             return SUCCESS
 
         @idempotent(
             key="{serial}", keep=KEEP, using=UniqueInsert(sessions, join="session"), name="shop.refund"
         )
-        async def refund(serial: str, reason: str, session: AsyncSession | None = None) -> Answer:
-            assert session is not None
+        async def refund(serial: str, reason: str, session: AsyncSession = INJECTED) -> Answer:
             session.add(Refund(serial=serial, reason=reason))
             return SUCCESS
 

@@ -19,7 +19,7 @@ from typing import Literal
 from sqlalchemy import String, create_engine, delete, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from idempo import MonotonicVersion, UniqueInsert, idempotent
+from idempo import INJECTED, MonotonicVersion, UniqueInsert, idempotent
 
 
 class Base(DeclarativeBase):
@@ -56,8 +56,7 @@ class Index:
             ),
             name="index.apply",
         )
-        def apply(change: Change, session: Session | None = None) -> Literal["applied", "superseded"]:
-            assert session is not None
+        def apply(change: Change, session: Session = INJECTED) -> Literal["applied", "superseded"]:
             session.execute(delete(Document).where(Document.id == change.id))
             if change.text is not None:
                 session.add(Document(id=change.id, text=change.text))

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from sqlalchemy import Integer, String, create_engine, func, select
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from idempo import RedisCache, UniqueInsert, VersionCheck, idempotent
+from idempo import INJECTED, RedisCache, UniqueInsert, VersionCheck, idempotent
 
 STOCK, BUYERS, TRIES, PROCESSES = 10, 50, 3, 8
 
@@ -59,8 +59,7 @@ def shop(database: str, redis: str) -> tuple[Callable[[str, int], int], Callable
         wait=30,
         name="shop.buy",
     )
-    def buy(buyer: str, item: int, session: Session | None = None) -> int:
-        assert session is not None
+    def buy(buyer: str, item: int, session: Session = INJECTED) -> int:
         row = session.get_one(Item, item)
         if row.stock == 0:
             raise SoldOut(item)

@@ -4,7 +4,9 @@ from collections.abc import Coroutine
 from decimal import Decimal
 from typing import Any, assert_type
 
-from idempo import Memory, Outcome, Record, idempotent
+from sqlalchemy.orm import Session
+
+from idempo import INJECTED, Memory, Outcome, Record, UniqueInsert, idempotent
 from idempo.guarantees import Explanation
 
 
@@ -26,6 +28,19 @@ class Shop:
     @idempotent(key="{order_no}", using=Memory())
     async def ship(self, order_no: str) -> str:
         return order_no
+
+
+@idempotent(key="{order_no}", using=UniqueInsert(join="session"))
+def post(order_no: str, session: Session = INJECTED) -> bool:
+    return session.is_active
+
+
+def test_a_parameter_that_is_filled_in_may_be_left_out() -> None:
+    def never() -> None:
+        assert_type(post("A-1"), bool)
+        post("A-1", 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+    assert callable(never)
 
 
 def test_a_function_keeps_its_signature() -> None:
