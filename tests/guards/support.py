@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import ForeignKey, String, create_engine, delete, func, insert, select, text, update
+from sqlalchemy import String, create_engine, delete, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
 from sqlalchemy.pool import NullPool
@@ -55,7 +55,7 @@ class Payment(Base):
 
     __tablename__ = "payments"
     id: Mapped[int] = mapped_column(primary_key=True)
-    order_id: Mapped[int] = mapped_column(ForeignKey("orders.id"))
+    order_id: Mapped[int]
     no: Mapped[str] = mapped_column(String(100))
 
 
@@ -65,6 +65,17 @@ class Receipt:
 
     no: str
     attempt: int
+
+
+# How many wait for a lock on an order.
+WAITING = {
+    "postgres": "SELECT count(*) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND wait_event_type = 'Lock'",
+    "mariadb": "SELECT count(*) FROM information_schema.processlist "
+    "WHERE db = DATABASE() AND info LIKE '%orders%' AND command <> 'Sleep' AND time_ms > 20",
+    "mysql": "SELECT count(*) FROM performance_schema.data_locks "
+    "WHERE object_schema = DATABASE() AND lock_status = 'WAITING'",
+}
 
 
 class Declined(Exception):
@@ -105,8 +116,17 @@ class Shop:
         with self.outside.connect() as connection:
             return connection.scalar(text(sql))
 
-    def until(self, sql: str, wanted: int) -> Steps[None]:
-        """Wait until the server reports this fact."""
+    @property
+    def server(self) -> str:
+        """postgres, mariadb, mysql or sqlite."""
+        dialect = self.outside.dialect
+        if getattr(dialect, "is_mariadb", False):
+            return "mariadb"
+        return dialect.name.replace("postgresql", "postgres")
+
+    def until_waiting(self, wanted: int = 1) -> Steps[None]:
+        """Wait until the server says that so many wait for a lock on an order."""
+        sql = WAITING[self.server]
         yield from until(lambda: self.scalar(sql) == wanted, f"{sql} -> {wanted}")
 
     def empty(self) -> None:
