@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Table
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.orm import Mapper, Session
 
 from idempo.asking import NotAdmitted, RunAgain
@@ -77,7 +77,7 @@ class Admission:
         holder = self.carried.given(call, self.site.colour)
         try:
             result: T = yield on(holder, lambda opened: self._in_place(opened, call, work))
-        except DBAPIError as error:
+        except StatementError as error:
             raise self._told(error, call) from error
         except IdempoError as error:
             tell(self.terms.hooks, "refused", call, type(error).__name__)
@@ -110,7 +110,7 @@ class Admission:
             key=call.key,
         )
 
-    def _told(self, error: DBAPIError, call: Call) -> Exception:
+    def _told(self, error: StatementError, call: Call) -> Exception:
         if is_conflict(error):
             again = conflicting(call)
             again.__cause__ = error

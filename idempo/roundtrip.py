@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, TextClause, bindparam, text
 from sqlalchemy.engine import Dialect
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, StatementError
 
 __all__ = ["Answered", "Statement", "can_send_together", "prefixed", "together"]
 
@@ -55,7 +55,10 @@ def together(connection: Connection, statements: Sequence[Statement]) -> list[An
             continue
         sql, processors = _compiled(one, dialect)
         parts.append(sql)
-        values |= {name: process(given[name]) for name, process in processors.items()}
+        try:
+            values |= {name: process(given[name]) for name, process in processors.items()}
+        except Exception as error:
+            raise StatementError(str(error), sql, None, error, hide_parameters=True) from error
     sql = "; ".join(parts)
     raw: Any = connection.connection.driver_connection
     import psycopg

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import decimal
+import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, Connection, Table, TextClause, UniqueConstraint, bindparam, select, text
+from sqlalchemy import (
+    Column,
+    Connection,
+    Table,
+    TextClause,
+    TypeDecorator,
+    UniqueConstraint,
+    bindparam,
+    select,
+    text,
+)
 from sqlalchemy.engine import Dialect as SqlDialect
 from sqlalchemy.orm import Mapper, QueryableAttribute
 
@@ -17,6 +30,21 @@ from idempo.records import Call
 from idempo.specs import value_reader
 
 __all__ = ["BusinessRow", "Named", "column_of", "fits"]
+
+
+_KINDS: dict[type, tuple[type, ...]] = {
+    bool: (bool,),
+    int: (int,),
+    decimal.Decimal: (int, decimal.Decimal),
+    float: (int, float, decimal.Decimal),
+    str: (str,),
+    bytes: (bytes, bytearray, memoryview),
+    uuid.UUID: (uuid.UUID,),
+    dt.datetime: (dt.datetime,),
+    dt.date: (dt.date,),
+    dt.time: (dt.time,),
+    dt.timedelta: (dt.timedelta,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +83,14 @@ def column_of(given: Any, what: str) -> Named:
 
 def fits(value: Any, column: Column[Any]) -> bool:
     """True unless the database would have to guess: MySQL takes every text for the number 0."""
+    if isinstance(column.type, TypeDecorator):
+        return True  # the user's own type knows what it takes
     try:
         expected = column.type.python_type
     except NotImplementedError:
         return True
-    if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, str) if expected is str else True
+    kinds = _KINDS.get(expected)
+    return kinds is None or (isinstance(value, kinds) and isinstance(value, bool) == (expected is bool))
 
 
 class BusinessRow:
@@ -76,7 +105,7 @@ class BusinessRow:
         for named in self.where:
             if named.column.table is not table:
                 raise ConfigurationError(f"where= names {named}, which is not a column of {table.name}")
-        self._statements: dict[tuple[str, str, int], TextClause] = {}
+        self._statements: dict[tuple[str, str, str, int], TextClause] = {}
         self.certain = _is_unique(table, {named.column for named in self.where})
         """True if the table cannot hold two rows that `where` matches."""
 
@@ -111,12 +140,12 @@ class BusinessRow:
         MySQL without FOUND_ROWS counts the rows that were changed.
         """
         olds = {f"old_{number}": old for number, old in enumerate(expected)}
-        statement = self._update(connection.dialect, column, len(olds))
+        statement = self._update(connection, column, len(olds))
         return at.execute_bounded(connection, statement, {**values, **olds, "new": new}, wait).count
 
     def lock(self, connection: Connection, at: Dialect, values: Mapping[str, Any], wait: float) -> None:
         """Lock the row by its key alone, whatever state it is in; wait for others `wait` seconds at the most."""
-        at.execute_bounded(connection, self._lock(connection.dialect, nowait=wait <= 0), dict(values), wait)
+        at.execute_bounded(connection, self._lock(connection, nowait=wait <= 0), dict(values), wait)
 
     def read(
         self,
@@ -165,52 +194,63 @@ class BusinessRow:
     def __str__(self) -> str:
         return ", ".join(f"{named.column.name}={spec}" for named, spec in self.where.items())
 
-    def _update(self, dialect: SqlDialect, column: Column[Any], count: int) -> TextClause:
-        known = self._statements.get((dialect.name, column.name, count))
-        if known is not None:
-            return known
-        quoted = _quoted(dialect.identifier_preparer.format_column(column))
+    def _update(self, connection: Connection, column: Column[Any], count: int) -> TextClause:
+        dialect, table = connection.dialect, self._table(connection)
+        made = self._statements.get((dialect.name, table, column.name, count))
+        if made is not None:
+            return made
+        quoted = _quoted(column.name, dialect)
         olds = " OR ".join(f"{quoted} = :old_{number}" for number in range(count))
-        sql = f"UPDATE {self._table(dialect)} SET {quoted} = :new WHERE {self._matches(dialect)} AND ({olds})"
+        sql = f"UPDATE {table} SET {quoted} = :new WHERE {self._matches(dialect)} AND ({olds})"
         types = {"new": column.type} | {f"old_{number}": column.type for number in range(count)}
-        return self._statement((dialect.name, column.name, count), sql, types)
+        return self._statement((dialect.name, table, column.name, count), sql, types)
 
-    def _lock(self, dialect: SqlDialect, *, nowait: bool) -> TextClause:
-        known = self._statements.get((dialect.name, "", int(nowait)))
-        if known is not None:
-            return known
+    def _lock(self, connection: Connection, *, nowait: bool) -> TextClause:
+        dialect, table = connection.dialect, self._table(connection)
+        made = self._statements.get((dialect.name, table, "", int(nowait)))
+        if made is not None:
+            return made
         lock = "" if dialect.name == "sqlite" else " FOR UPDATE NOWAIT" if nowait else " FOR UPDATE"
-        sql = f"SELECT 1 FROM {self._table(dialect)} WHERE {self._matches(dialect)} LIMIT 2{lock}"
-        return self._statement((dialect.name, "", int(nowait)), sql, {})
+        sql = f"SELECT 1 FROM {table} WHERE {self._matches(dialect)} LIMIT 2{lock}"
+        return self._statement((dialect.name, table, "", int(nowait)), sql, {})
 
-    def _table(self, dialect: SqlDialect) -> str:
-        return _quoted(dialect.identifier_preparer.format_table(self.table))
+    def _table(self, connection: Connection) -> str:
+        """The table as this database quotes it, in the schema that the connection translates its own to."""
+        translated = connection.get_execution_options().get("schema_translate_map") or {}
+        schema = translated.get(self.table.schema, self.table.schema)
+        name = _quoted(self.table.name, connection.dialect)
+        return name if schema is None else f"{_quoted(schema, connection.dialect)}.{name}"
 
     def _matches(self, dialect: SqlDialect) -> str:
-        preparer = dialect.identifier_preparer
-        names = (_quoted(preparer.format_column(named.column)) for named in self.where)
+        names = (_quoted(named.column.name, dialect) for named in self.where)
         return " AND ".join(f"{name} = :w_{number}" for number, name in enumerate(names))
 
-    def _statement(self, key: tuple[str, str, int], sql: str, types: dict[str, Any]) -> TextClause:
+    def _statement(self, key: tuple[str, str, str, int], sql: str, types: dict[str, Any]) -> TextClause:
         types |= {f"w_{number}": named.column.type for number, named in enumerate(self.where)}
         made = text(sql).bindparams(*(bindparam(name, type_=kind) for name, kind in types.items()))
         return self._statements.setdefault(key, made)
 
 
-def _quoted(name: str) -> str:
-    return name.replace(":", r"\:")  # a colon in a name of the user's begins no parameter
+def _quoted(name: str, dialect: SqlDialect) -> str:
+    """A name as this database quotes it, for a statement in text: that one doubles a % itself, and : begins nothing."""
+    quoted = dialect.identifier_preparer.quote(name)
+    if dialect.paramstyle in ("format", "pyformat"):
+        quoted = quoted.replace("%%", "%")
+    return quoted.replace(":", r"\:")
 
 
 def _is_unique(table: Table, columns: set[Column[Any]]) -> bool:
     keys = [set(table.primary_key.columns)]
     keys += [set(one.columns) for one in table.constraints if isinstance(one, UniqueConstraint)]
-    keys += [set(one.columns) for one in table.indexes if one.unique and not _is_partial(one)]
+    keys += [set(one.columns) for one in table.indexes if one.unique and _is_plain(one)]
     keys += [{column} for column in table.columns if column.unique]
     return any(key and key <= columns for key in keys)
 
 
-def _is_partial(index: Any) -> bool:
-    return any(options.get("where") is not None for options in index.dialect_options.values())
+def _is_plain(index: Any) -> bool:
+    """True for an index on columns, of all rows."""
+    partial = any(options.get("where") is not None for options in index.dialect_options.values())
+    return not partial and all(isinstance(one, Column) for one in index.expressions)
 
 
 def _checked(value: Any, named: Named, call: Call) -> Any:

@@ -113,15 +113,14 @@ class StateGuard:
         """What the column holds for a state as the user names it. Raises `ConfigurationError` where it cannot."""
         kind = self._named.column.type
         if isinstance(kind, sqlalchemy.Enum):
-            members = list(kind.enum_class) if kind.enum_class is not None else kind.enums
-            known = dict(zip(kind.enums, members, strict=True))
-            state = given if given in members else known.get(given, MISSING)
+            state = _member(kind, given)
             if state is MISSING:
                 raise ConfigurationError(
                     f"{given!r} is no state of {self._named}, which knows {_listed(kind.enums)}"
                 )
             return state
-        state = given.value if isinstance(given, enum.Enum) else given
+        own = isinstance(kind, sqlalchemy.TypeDecorator)  # knows itself what to make of a member
+        state = given.value if isinstance(given, enum.Enum) and not own else given
         if state is None or not fits(state, self._named.column):
             raise ConfigurationError(f"{given!r} is no state of {self._named}, a column of {kind!r}")
         return state
@@ -212,6 +211,16 @@ class _Layer(Admission):
             state=state,
             target=self.to,
         )
+
+
+def _member(kind: sqlalchemy.Enum, given: Any) -> Any:
+    """The member, or the text, that an Enum column gives for a state; MISSING for one it does not know."""
+    members: list[Any] = list(kind.enums)
+    if kind.enum_class is not None:
+        every = list(kind.enum_class.__members__.values())
+        members = every if len(every) == len(kind.enums) else list(kind.enum_class)  # without aliases
+    named = dict(zip(kind.enums, members, strict=True))
+    return next((one for one in members if one == given), named.get(given, MISSING))
 
 
 def _listed(states: Any) -> str:
