@@ -17,7 +17,7 @@ from idempo.waiting import WaitPolicy
 
 T = TypeVar("T")
 
-__all__ = ["NotAdmitted", "RunAgain", "answered", "ask", "attempt", "check_answer", "judge"]
+__all__ = ["NotAdmitted", "RunAgain", "answered", "ask", "attempt", "check_answer", "check_colour", "judge"]
 
 
 class RunAgain(Exception):
@@ -82,10 +82,15 @@ def answered(answer: Any, about: Any, call: Call, terms: Terms) -> Steps[Done]:
     return first_value(value, call, terms)
 
 
+def check_colour(what: str, given: Any, site: Site) -> None:
+    """Raise `ConfigurationError` for an async callable that a plain function would have to await."""
+    if inspect.iscoroutinefunction(given) and site.colour == "sync":
+        raise ConfigurationError(f"{site.operation}: an async {what}= needs an async function")
+
+
 def check_answer(what: str, answer: Any, site: Site) -> None:
     """Raise `ConfigurationError` for an answer that could not be stored, or not be had by a plain function."""
-    if inspect.iscoroutinefunction(answer) and site.colour == "sync":
-        raise ConfigurationError(f"{site.operation}: an async {what}= needs an async function")
+    check_colour(what, answer, site)
     if answer is MISSING or callable(answer):
         return
     try:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Table, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Mapper, Session, class_mapper
-from sqlalchemy.orm.exc import UnmappedClassError
 
-from idempo.asking import NotAdmitted, answered, check_answer
+from idempo.asking import NotAdmitted, answered, check_answer, check_colour
 from idempo.connections import Source
 from idempo.contracts import Inner, KeySpec, Layer, Site
 from idempo.dialects import Dialect
@@ -94,6 +94,7 @@ class SelectForUpdate:
 
     def bind(self, site: Site) -> Layer:
         check_answer("answer", self._answer, site)
+        check_colour("done", self._done, site)
         if self._into is not None and self._into not in site.parameters:
             raise CompositionError(
                 f"{site.operation}: into={self._into!r} names no parameter of the function; it has "
@@ -115,7 +116,7 @@ def _mapper_of(target: Any) -> Mapper[Any] | None:
         return None
     try:
         mapper = class_mapper(target, configure=False)
-    except (UnmappedClassError, TypeError, AttributeError, ValueError) as error:
+    except SQLAlchemyError as error:
         raise ConfigurationError(
             f"SelectForUpdate takes a mapped class or a table, not {target!r:.200}"
         ) from error
