@@ -98,18 +98,20 @@ def holding(shop: Shop, order: int) -> Any:
 @callers
 @driven
 def test_a_locked_row_is_waited_for_no_longer_than_allowed(shop: Shop, caller: str) -> Steps[None]:
-    """Then it is a typed error, nothing has run, and the caller's earlier writes survive."""
+    """Whatever state it is in. Then it is a typed error, nothing has run, and the caller's earlier writes survive."""
     shop.add(1)
+    shop.add(2, status="paid")
     f = shop.function(pay, wait=0.2)
-    connection = holding(shop, 1)
-    try:
-        error = yield from shop.refused(caller, InProgressError, f, 1, "P-1")
-    finally:
-        connection.close()
-        connection.engine.dispose()
-    assert (error.ran, error.key) == (False, "P-1")
-    assert (yield f.lookup(1, "P-1")) is None
-    assert shop.payments(1) == 0
+    for order in (1, 2):
+        connection = holding(shop, order)
+        try:
+            error = yield from shop.refused(caller, InProgressError, f, order, f"P-{order}")
+        finally:
+            connection.close()
+            connection.engine.dispose()
+        assert (error.ran, error.key) == (False, f"P-{order}")
+        assert (yield f.lookup(order, f"P-{order}")) is None
+        assert shop.payments(order) == 0
     yield from shop.call(caller, f, 1, "P-1")
     assert shop.row(1) == "paid"
 
