@@ -45,9 +45,15 @@ class Front:
 def front(request: pytest.FixtureRequest, shop: Shop) -> Iterator[Front]:
     match request.param:
         case "RedisCache":
-            url = fresh_database(request.getfixturevalue("redis_server"))
-            with redis.Redis.from_url(url) as client:
-                yield Front("RedisCache", RedisCache(url), client.flushdb)
+            server: Server = request.getfixturevalue("redis_server")
+            prefix = f"{shop.name}:"  # database 0, which no test ever flushes
+            with redis.Redis.from_url(server.url) as client:
+
+                def flush() -> None:
+                    keys: Any = client.keys(f"{prefix}*")
+                    client.delete(*keys)
+
+                yield Front("RedisCache", RedisCache(server.url, prefix=prefix), flush)
         case "LocalCache":
             cache = LocalCache()
             yield Front("LocalCache", cache, cache._entries.begin_anew)
