@@ -27,6 +27,13 @@ JOINED = ("postgres joined", "mariadb joined", "sqlite joined")
 EVERY = LEASED + JOINED
 SOME = ("memory", "redis", "postgres", "mariadb joined")
 MYSQL = ("mysql", "mysql joined")
+ONLY: dict[str, Colour] = {
+    "redis62": "sync",
+    "valkey": "async",
+    "cluster": "sync",
+    "mysql": "sync",
+    "mysql joined": "async",
+}
 
 _URLS = pytest.StashKey[dict[str, str]]()
 
@@ -241,8 +248,13 @@ def database_url(kind: str, request: pytest.FixtureRequest, folders: pytest.Temp
 
 
 def on(*kinds: str, colours: tuple[Colour, ...] = COLOURS) -> pytest.MarkDecorator:
-    """Run a test on these stores, in these colours."""
-    values = [pytest.param((kind, colour), id=f"{kind}-{colour}") for kind in kinds for colour in colours]
+    """Run a test on these stores, in these colours; relatives of another store in one colour."""
+    values = [
+        pytest.param((kind, colour), id=f"{kind}-{colour}")
+        for kind in kinds
+        for colour in colours
+        if ONLY.get(kind, colour) == colour
+    ]
     return pytest.mark.parametrize("store", values, indirect=True)
 
 

@@ -546,8 +546,11 @@ class InTable(WithSpentKeys):
     test_a_record_is_gone_when_its_retention_is_over = None  # type: ignore[assignment]
 
 
-class TestTokensInPostgres(OnDatabase, InTable):
+class InPostgres(OnDatabase, InTable):
     server = "postgres"
+
+
+class TestTokensInPostgres(InPostgres):
     colour = "async"
 
 
@@ -560,7 +563,10 @@ class TestTokensJoined(OnDatabase, WithTokens):
     joined = True
 
 
-class TestTokensJoinedMariaDB(OnDatabase, WithTokens):
+class JoinedInMariaDB(OnDatabase, WithTokens):
     server = "mariadb"
     joined = True
+
+
+class TestTokensJoinedMariaDB(JoinedInMariaDB):
     colour = "async"

@@ -6,7 +6,15 @@ from typing import Any
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
-from idempo import InProgressError, OneTimeToken, RedisCache, TokenSpentError, UniqueInsert, idempotent
+from idempo import (
+    InProgressError,
+    MonotonicVersion,
+    OneTimeToken,
+    RedisCache,
+    TokenSpentError,
+    UniqueInsert,
+    idempotent,
+)
 
 NAME = "tokens.race"
 
@@ -42,5 +50,24 @@ def click(
         answers.put(submit(token))
     except (TokenSpentError, InProgressError) as error:
         answers.put(type(error).__name__)
+    finally:
+        store.close()
+
+
+def bring_all(kind: str, url: str, prefix: str, database: str, versions: list[int]) -> list[str]:
+    """One process that brings versions to a table that knows none: the last write stays there."""
+    store = ledger(kind, url, prefix)
+    engine = create_engine(database, poolclass=NullPool)
+    using = MonotonicVersion(store, entity="{row}", version="{version}", stale="too late")
+
+    @idempotent(key=("row", "version"), using=using, name=f"sync.{prefix}", wait=60)
+    def bring(row: str, version: int, session: Any = None) -> str:
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE orders SET order_no = :version"), {"version": str(version)})
+            connection.execute(text("INSERT INTO serials VALUES (:number)"), {"number": f"{prefix}{version}"})
+        return f"applied {version}"
+
+    try:
+        return [bring("row", version) for version in versions]
     finally:
         store.close()
