@@ -1,16 +1,21 @@
 """What the tests of guards on versions, locks and reads share beyond `support`."""
 
 import contextlib
+import hashlib
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
-from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, event
+import pytest
+from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, create_engine, event, insert
 from sqlalchemy.orm import registry
+from sqlalchemy.pool import NullPool
 
-from idempo import SelectForUpdate, VersionCheck, idempotent
+from idempo import SelectForUpdate, UniqueInsert, VersionCheck, idempotent
 from idempo.steps import Steps, arun, run
+from idempo.testing import PromiseContract
 from tests.guards.support import Body, Order, Shop
+from tests.servers import Server, fresh_database
 from tests.traps.support import SECONDS
 
 HERE: Any = {Order.id: "{order_id}"}
@@ -90,3 +95,50 @@ def without_found_rows(shop: Shop) -> Any:
 
     event.listen(sync, "do_connect", connecting)
     return engine
+
+
+PLACES = Table("places", MetaData(), Column("id", String(64), primary_key=True), Column("version", Integer))
+KEYS = ["A-1", "Order-A", "order-a", "Order-A ", "Order-Á", "Order-A\u0301", "Order-\x00A", "0", "00"]
+
+
+def place_of(prefix: str, order: str) -> str:
+    return hashlib.sha256(repr((prefix, order)).encode()).hexdigest()
+
+
+class RowPromises(PromiseContract):
+    """The contract, where each decorated function has a row of its own for each key of the contract."""
+
+    joined = True
+    server: ClassVar[str]
+    url: str
+
+    @pytest.fixture(autouse=True, scope="class")
+    @classmethod
+    def database(cls, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+        if cls.server == "sqlite":
+            cls.url = f"sqlite:///{tmp_path_factory.mktemp('promises')}/places.db"
+        else:
+            server: Server = request.getfixturevalue(cls.server)
+            cls.url = fresh_database(server)
+        engine = create_engine(cls.url, poolclass=NullPool)
+        PLACES.metadata.create_all(engine)
+        UniqueInsert(engine).create_schema()
+
+    @pytest.fixture(autouse=True)
+    def shop(self) -> None:
+        self.at = Shop(self.url, self.colour)
+
+    def decorate(self, body: Callable[[str, int], Any], **options: Any) -> Any:
+        self.prefix = str(uuid.uuid4())
+        rows = [{"id": place_of(self.prefix, key), "version": 1} for key in KEYS]
+        with self.at.outside.connect() as connection:
+            connection.execute(insert(PLACES), rows)
+        return super().decorate(body, **options)
+
+    @property
+    def where(self) -> dict[Any, Any]:
+        prefix = self.prefix
+        return {PLACES.c.id: lambda order: place_of(prefix, order)}
+
+    def closing(self) -> Steps[None]:
+        yield from self.at.close()

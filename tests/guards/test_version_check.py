@@ -1,12 +1,34 @@
 """`VersionCheck`: from the expected version only, one step for each call; a conflict is told from a repeat."""
 
+import datetime as dt
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, update
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    DateTime,
+    Float,
+    Integer,
+    MetaData,
+    Numeric,
+    SmallInteger,
+    String,
+    Table,
+    Uuid,
+    create_engine,
+    insert,
+    update,
+)
 
 from idempo import (
+    ConfigurationError,
     IdempoError,
+    KeyRefusedError,
     OutcomeUnknownError,
     RowMissingError,
     UniqueInsert,
@@ -14,6 +36,7 @@ from idempo import (
     VersionConflictError,
     idempotent,
 )
+from idempo.contracts import Strategy
 from idempo.events import Event
 from idempo.steps import Steps
 from idempo.testing import Effects
@@ -23,6 +46,7 @@ from tests.guards.support import (
     SESSION,
     Declined,
     Order,
+    Payment,
     Receipt,
     Shop,
     callers,
@@ -35,12 +59,20 @@ from tests.guards.support import (
     sync_only,
     their_own,
 )
-from tests.guards.support_rows import HERE, check, versioned, without_found_rows
+from tests.guards.support_rows import (
+    HERE,
+    PLACES,
+    RowPromises,
+    check,
+    stock_table,
+    versioned,
+    without_found_rows,
+)
 from tests.servers import Server
-from tests.test_round_trips import ending
+from tests.test_round_trips import counted, ending
 from tests.traps.support import caught
 
-servers = on("postgres", "mariadb", "mysql")  # SQLite has one writer at a time: nobody comes in between
+servers = on("postgres", "mariadb")  # SQLite has one writer at a time: nobody comes in between
 
 
 def version(shop: Shop, order: int) -> Any:
@@ -475,3 +507,194 @@ def test_explain_tells_what_is_undone_and_what_is_not() -> None:
     )
     assert "before the function runs" in str(seen)
     assert "after the function has run" in str(read)
+
+
+# ------------------------------------------------------------------------ the promises that every strategy keeps
+
+
+class TestPostgres(RowPromises):
+    server = "postgres"
+
+    def make(self) -> Strategy:
+        return VersionCheck(PLACES.c.version, self.where, engine=self.at.engine)
+
+
+class TestPostgresAsync(TestPostgres):
+    colour = "async"
+
+
+class TestMariaDB(TestPostgres):
+    server = "mariadb"
+
+
+class TestMariaDBAsync(TestMariaDB):
+    colour = "async"
+
+
+class TestSQLite(TestPostgres):
+    server = "sqlite"
+
+
+class TestSQLiteAsync(TestSQLite):
+    colour = "async"
+
+
+# ------------------------------------------------------------------------ requests
+
+
+@on("postgres")
+@sync_only
+@driven
+def test_how_many_requests_a_call_takes(shop: Shop, postgres: Server) -> Steps[None]:
+    """A look for the record, BEGIN, the claim; what the guard asks; completion and COMMIT. A replay is the look."""
+    shop.add(1)
+    with Proxy(postgres.port) as proxy:
+        engine = create_engine(ending(shop.url, proxy.port) + "?sslmode=disable")
+        taken = {}
+        for name, guard in {
+            "expected": check(shop, expected="{version}", engine=engine),
+            "read": check(shop, engine=engine),
+        }.items():
+            f = versioned(shop, nothing, guard, name=f"{shop.name}.{name}")
+            for number in range(8):  # until the driver has prepared its statements
+                shop.put(1, version=1)
+                yield f(1, f"warm {number}", 1)
+                yield f(1, f"warm {number}", 1)
+            shop.put(1, version=1)
+            first = yield from counted(proxy, lambda: f(1, "P-1", 1))  # noqa: B023
+            replay = yield from counted(proxy, lambda: f(1, "P-1", 1))  # noqa: B023
+            taken[name] = first, replay
+        assert taken == {"expected": (5, 1), "read": (6, 1)}
+        engine.dispose()
+
+
+# ------------------------------------------------------------------------ refused
+
+
+def plain(order_id: int, payment: str, version: int = 1, session: Any = None) -> int:
+    return 1
+
+
+def by_time(order_id: int, payment: str, version: dt.datetime, session: Any = None) -> int:
+    return 1
+
+
+def by_float(order_id: int, payment: str, version: float, session: Any = None) -> int:
+    return 1
+
+
+def by_text(order_id: int, payment: str, version: str, session: Any = None) -> int:
+    return 1
+
+
+def by_decimal(order_id: int, payment: str, version: Decimal, session: Any = None) -> int:
+    return 1
+
+
+def with_version(kind: Any) -> dict[str, Any]:
+    table = Table("things", MetaData(), Column("id", Integer, primary_key=True), Column("version", kind))
+    return {"column": table.c.version, "where": {table.c.id: "{order_id}"}}
+
+
+SEEN = {"expected": "{version}"}
+WRONG: dict[str, tuple[dict[str, Any], Any, str]] = {
+    "a time stamp": (with_version(DateTime()), plain, "one time stamp"),
+    "a date": (with_version(Date()), plain, "an integer"),
+    "a float": (with_version(Float()), plain, "an integer"),
+    "a numeric": (with_version(Numeric()), plain, "an integer"),
+    "a text": (with_version(String(10)), plain, "an integer"),
+    "a bool": (with_version(Boolean()), plain, "an integer"),
+    "a UUID": (with_version(Uuid()), plain, "an integer"),
+    "no column": ({"column": "version"}, plain, "mapped attribute"),
+    "an expected time": (SEEN, by_time, "datetime"),
+    "an expected float": (SEEN, by_float, "float"),
+    "an expected text": (SEEN, by_text, "str"),
+    "an expected decimal": (SEEN, by_decimal, "Decimal"),
+    "a longer template": ({"expected": "v{version}"}, plain, "str"),
+    "a parameter that is not there": ({"expected": "{seen}"}, plain, "seen"),
+    "expected and retries": (SEEN | {"retries": 1}, plain, "retries= is for"),
+    "negative retries": ({"retries": -1}, plain, "retries=-1"),
+    "retries that are a bool": ({"retries": True}, plain, "retries=True"),
+    "retries without an end": ({"retries": 10**6}, plain, "between 0 and 1000"),
+    "a where of another table": ({"where": {Payment.id: "{order_id}"}}, plain, "payments.id"),
+    "no where": ({"where": {}}, plain, "where="),
+}
+
+
+@pytest.mark.parametrize("mistake", list(WRONG))
+def test_what_cannot_work_is_refused_while_decorating(mistake: str) -> None:
+    options, function, reason = WRONG[mistake]
+    terms: Any = {"column": Order.version, "where": HERE, "engine": "sqlite:///shop.db"} | options
+    with pytest.raises(ConfigurationError) as refused:
+        idempotent(key="{payment}", using=VersionCheck(**terms))(function)
+    assert reason in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", [Integer, SmallInteger, BigInteger])
+def test_every_integer_is_a_version(kind: Any) -> None:
+    terms: Any = with_version(kind()) | {"engine": "sqlite:///shop.db"}
+    f: Any = idempotent(key="{payment}", using=VersionCheck(**terms))(plain)
+    assert "VersionCheck" in str(f.explain())
+
+
+@callers
+@driven
+def test_a_version_that_is_no_whole_number_is_refused_before_anything_runs(
+    shop: Shop, caller: str
+) -> Steps[None]:
+    shop.add(1)
+    f = versioned(shop, pay, fingerprint=None)
+    for value in (True, "1", 1.0, None, dt.datetime(2024, 5, 6), Decimal(1)):
+        error = yield from shop.refused(caller, KeyRefusedError, f, 1, "P-1", value)
+        assert (error.ran, error.key) == (False, "P-1")
+    assert (version(shop, 1), shop.payments(1)) == (1, 0)
+    yield from shop.call(caller, f, 1, "P-1", 1)
+
+
+@callers
+@pytest.mark.parametrize("expected", ["{version}", None])
+@driven
+def test_many_rows_are_refused_and_none_is_changed(
+    shop: Shop, caller: str, expected: str | None
+) -> Steps[None]:
+    shop.add(1, 2, note="both")
+    f = versioned(shop, nothing, check(shop, where={Order.note: "{order_id}"}, expected=expected))
+    error = yield from shop.refused(caller, ConfigurationError, f, "both", "P-1", 1)
+    assert "several rows" in str(error)
+    assert (version(shop, 1), version(shop, 2)) == (1, 1)
+    assert (yield f.lookup("both", "P-1", 1)) is None
+
+
+@callers
+@pytest.mark.parametrize("expected", ["{version}", None])
+@driven
+def test_a_version_that_is_null_is_refused(shop: Shop, caller: str, expected: str | None) -> Steps[None]:
+    with stock_table(shop) as (table, _):
+        with shop.outside.connect() as connection:
+            connection.execute(insert(table).values(id=1, version=None))
+        where = {table.c.id: "{order_id}"}
+        f = versioned(shop, nothing, check(shop, column=table.c.version, where=where, expected=expected))
+        error = yield from shop.refused(caller, ConfigurationError, f, 1, "P-1", 1)
+        assert "never null" in str(error)
+        assert (yield f.lookup(1, "P-1", 1)) is None
+
+
+@their_own
+@pytest.mark.parametrize("expected", ["{version}", None])
+@driven
+def test_a_transaction_of_another_database_is_told_so(
+    shop: Shop, caller: str, expected: str | None, tmp_path: Path
+) -> Steps[None]:
+    shop.add(1)
+    other = Shop(f"sqlite:///{tmp_path}/other.db", shop.colour)
+    f = versioned(shop, pay, check(shop, expected=expected))
+    holder = other.sessions() if caller == SESSION else other.engine.connect()
+    if caller != SESSION and shop.colour == "async":
+        holder = yield holder
+    try:
+        error = yield from caught(ConfigurationError, lambda: f(1, "P-1", 1, session=holder))
+        assert "another database" in str(error)
+    finally:
+        yield holder.close()
+        yield from other.close()
+    assert (version(shop, 1), shop.payments(1)) == (1, 0)

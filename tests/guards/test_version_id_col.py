@@ -12,7 +12,7 @@ from sqlalchemy.pool import NullPool
 from idempo import RowMissingError, VersionCheck, VersionConflictError
 from idempo.steps import Steps
 from idempo.testing import Effects
-from tests.guards.support import OURS, SESSION, Declined, Shop, callers, driven, on
+from tests.guards.support import OURS, SESSION, Declined, Shop, callers, driven, on, sync_only
 from tests.guards.support_rows import versioned
 from tests.traps.support import caught
 
@@ -114,6 +114,7 @@ BODIES = {
 @pytest.mark.parametrize("caller", [OURS, SESSION])
 @pytest.mark.parametrize("expected", ["{version}", None])
 @pytest.mark.parametrize("way", BODIES)
+@sync_only
 @driven
 def test_one_call_is_one_step_whoever_counts(
     shop: Shop, caller: str, expected: str | None, way: str
@@ -252,6 +253,7 @@ def test_somebody_elses_change_meanwhile_is_one_error_whoever_finds_it(
 
 @servers
 @pytest.mark.parametrize("way", BODIES)
+@sync_only
 @driven
 def test_retries_go_on_where_sqlalchemy_has_found_the_conflict(shop: Shop, way: str) -> Steps[None]:
     effects = Effects()
@@ -314,6 +316,7 @@ def test_under_an_expected_version_sqlalchemys_own_check_has_nothing_to_find(sho
 
 @pytest.mark.parametrize("expected", ["{version}", None])
 @pytest.mark.parametrize("way", BODIES)
+@sync_only
 @driven
 def test_the_callers_object_shows_the_new_version_and_can_be_changed_and_committed(
     shop: Shop, expected: str | None, way: str
