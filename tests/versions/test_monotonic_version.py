@@ -474,7 +474,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str, Any]] = {
     ),
     "a stale of another type": (
         lambda: MonotonicVersion(Memory(), entity="{e}", version="{v}", stale=object()),
-        "return annotation",
+        "stale=",
         None,
     ),
     "a ledger with a key": (
