@@ -93,9 +93,15 @@ def check_answer(what: str, answer: Any, site: Site) -> None:
     check_colour(what, answer, site)
     if answer is MISSING or callable(answer):
         return
+    codec = site.terms.codec
     try:
-        site.terms.codec.encode(answer)
+        stored = codec.decode(codec.encode(answer))
     except Exception as error:
         raise ConfigurationError(
-            f"{site.operation}: {what}={answer!r:.100} is not what the function's return annotation says: {error}"
+            f"{site.operation}: {what}={answer!r:.100} cannot be stored: {error}"
         ) from error
+    if type(stored) is not type(answer):
+        raise ConfigurationError(
+            f"{site.operation}: {what}={answer!r:.100} does not fit the function's return annotation: a repeat would get "
+            f"a {type(stored).__name__}"
+        )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from idempo.composing import bind
-from idempo.contracts import Colour, KeySpec, Site, Strategy, Terms
+from idempo.contracts import Colour, KeySpec, Layer, Site, Strategy, Terms
 from idempo.errors import CompositionError, ConfigurationError
 from idempo.keys import fingerprint_source, key_source
 from idempo.operation import Keying, Operation, function_steps
@@ -85,13 +85,18 @@ def assemble(
         function=subject.function,
         signature=subject.signature,
         colour=subject.colour,
-        keying=replace(keying, fingerprint=fingerprints),
+        keying=replace(keying, fingerprint=fingerprints, shown=_shown(layers) or keying.shown),
         terms=terms,
         layers=layers,
         inner=compose(layers, function_steps(subject.function, subject.signature, terms)),
         injects=injects,
     )
     return operation
+
+
+def _shown(layers: Sequence[Layer]) -> Callable[[str], str] | None:
+    """What hides the key, where it is a secret."""
+    return next(filter(None, (getattr(layer, "shown", None) for layer in layers)), None)
 
 
 def _rekey(key: Callable[..., Any], role: str, operation: Callable[[], Operation], call: Call) -> Call:

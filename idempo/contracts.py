@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from idempo.codec import Codec
 from idempo.events import Hook
 from idempo.guarantees import Part
-from idempo.records import Answer, Call, Completed, Done, Payload, Record
+from idempo.records import Answer, Call, Completed, Done, NotIssued, Payload, Record
 from idempo.steps import Steps
 from idempo.waiting import WaitPolicy
 
@@ -197,8 +197,9 @@ class Unit(Protocol):
 class JoinedLedger(Protocol):
     """A store whose record is part of the business transaction."""
 
-    def open(self, call: Call) -> Steps[Unit | Completed]:
-        """Take part in the caller's transaction, or begin one of our own, unless the key is completed already."""
+    def open(self, call: Call) -> Steps[Unit | Completed | NotIssued]:
+        """Take part in the caller's transaction, or begin one of our own, unless the key is completed already, or was
+        not issued though the call demands it."""
         ...
 
     def recall(self, call: Call) -> Steps[Completed | None]:
@@ -210,7 +211,7 @@ class Layer(Protocol):
     """A strategy bound to one function.
 
     Parameters that say nothing about the operation, such as a token, it names in an attribute `ignores`; they are no
-    part of the fingerprint.
+    part of the fingerprint. Where the decorator's key is a secret, a callable `shown` says what people may see of it.
     """
 
     @property

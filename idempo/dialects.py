@@ -99,7 +99,15 @@ class Dialect:
     def issue(self, connection: Connection, call: Call) -> bool:
         """Insert a key that waits to be claimed, for `call.keep` seconds. False, and no change, if it is there."""
         values = identity(call) | {"state": "issued", "fence": 0, "attempt": 0, "owner": b"", "lease": 0}
-        return self._insert(connection, values)
+        if self._insert(connection, values):
+            return True
+        sql = (
+            "UPDATE {table} SET state = 'issued', operation = :operation, scope = :scope, "
+            "business_key = :business_key, fingerprint = :fingerprint, attempt = 0, owner = :owner, "
+            "created_at = {clock}, completed_at = NULL, lease_until = {clock}, keep_until = {clock} + :keep, "
+            "result = NULL WHERE digest = :digest AND keep_until <= {clock}"
+        )
+        return self.change(connection, sql, _only(values, sql)) == 1
 
     def revoke(self, connection: Connection, digest: bytes) -> bool:
         """Delete an issued key that nobody has claimed. False, and no change, for any other."""
@@ -125,7 +133,8 @@ class Dialect:
             "result = NULL WHERE r.digest = :digest AND r.fence = :seen AND "
         ) + FREE.replace("{now}", "{clock}")
         # The clock as the base: fences go on growing where the row itself is gone and comes back.
-        attempt = 1 if row.keep_until <= row.now else row.attempt + 1
+        anew = row.keep_until <= row.now or row.state in ("completed", "failed")
+        attempt = 1 if anew else row.attempt + 1
         mine = Claimed(fence=max(row.fence + 1, row.now), attempt=attempt)
         values = identity(call) | {
             "fence": mine.fence,

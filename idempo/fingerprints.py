@@ -14,12 +14,13 @@ from idempo.canonical import framed, labelled
 from idempo.errors import ConfigurationError, KeyRefusedError
 from idempo.specs import Arguments, Field, Template, caller, entry_of
 
-__all__ = ["Fingerprint", "differing", "fingerprint_source"]
+__all__ = ["Fingerprint", "differing", "fingerprint_source", "with_key"]
 
 Fingerprint: TypeAlias = Callable[[Arguments, bytes], bytes]
 """Bound arguments and the digest of the record, as salt -> the fingerprint."""
 
 VERSION: Final = b"\x01"
+_KEY: Final = "business key"  # no name of a parameter
 _encode = msgspec.msgpack.Encoder().encode
 _parts = msgspec.msgpack.Decoder(list[tuple[str, bytes]]).decode
 
@@ -120,4 +121,11 @@ def differing(stored: bytes, given: bytes) -> tuple[str, ...]:
     shared = [name for name in now if name in before]
     if not shared:
         return tuple(sorted({*now, *before}))
-    return tuple(name for name in shared if now[name] != before[name])
+    names = tuple(name for name in shared if now[name] != before[name])
+    return tuple(name for name in names if name != _KEY) or names  # the argument says it better
+
+
+def with_key(fingerprint: bytes, digest: bytes, salt: bytes) -> bytes:
+    """Return the fingerprint with the digest of a business key in it: what was used for one is good for no other."""
+    parts = _parts(memoryview(fingerprint)[1:]) if fingerprint else []
+    return VERSION + _encode([*parts, (_KEY, _short(salt + framed(b"k", digest)))])

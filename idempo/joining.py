@@ -43,6 +43,8 @@ def joined(ledger: JoinedLedger, call: Call, terms: Terms, inner: Inner) -> Step
             unit = yield from ask(ledger.open(call), call, terms)
             if isinstance(unit, Completed):
                 return replay(unit, call, terms)
+            if isinstance(unit, NotIssued):
+                raise never_issued(call, terms)
             once_in = _once_in(ledger, unit, call, terms, inner, over, patience.at_once)
             answer = yield from ending(once_in, _closing(unit))
             match answer:

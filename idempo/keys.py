@@ -31,6 +31,7 @@ __all__ = [
     "KeySource",
     "KeySpec",
     "canonical",
+    "check_given",
     "differing",
     "digest",
     "fingerprint_source",
@@ -107,18 +108,25 @@ def key_given(spec: KeySpec, value: object, *, what: str = "key", operation: str
 
     Raises KeyRefusedError for a value that is no key, and KeyTemplateError for a `spec` that makes one of several.
     """
-    if isinstance(spec, tuple):
-        if not isinstance(value, tuple) or len(value) != len(spec):
-            raise KeyRefusedError(
-                f"The {what} {spec!r} takes a tuple of {len(spec)} values.", operation=operation
-            )
-        return _row(b"T", [_key(part, what) for part in value], ", ")
-    if isinstance(spec, str) and not re.fullmatch(r"\{[^{}]+\}", spec):
-        raise KeyTemplateError(
-            f"The {what} {spec!r} makes one text of several parts; write one field, a tuple or a callable.",
-            operation=operation,
+    check_given(spec, what=what, operation=operation)
+    if not isinstance(spec, tuple):
+        return _key(value, what)
+    if not isinstance(value, tuple) or len(value) != len(spec):
+        raise KeyRefusedError(
+            f"The {what} {spec!r} takes a tuple of {len(spec)} values.", operation=operation
         )
-    return _key(value, what)
+    return _row(b"T", [_key(part, what) for part in value], ", ")
+
+
+def check_given(spec: KeySpec, *, what: str = "key", operation: str = "") -> None:
+    """Raise KeyTemplateError for a `spec` that makes one text of several parts: `key_given` cannot take it apart."""
+    templates = [entry for entry in spec if "{" in entry] if isinstance(spec, tuple) else [spec]
+    for template in templates:
+        if isinstance(template, str) and not re.fullmatch(r"\{[^{}]+\}", template):
+            raise KeyTemplateError(
+                f"The {what} {template!r} makes one text of several parts; write one field, a tuple or a callable.",
+                operation=operation,
+            )
 
 
 def _reader(spec: object, parameters: Collection[str], *, what: str, operation: str) -> KeySource:

@@ -8,12 +8,13 @@ from typing import Any
 
 from idempo.contracts import Inner, KeySpec, Ledger, Site, Strategy, Terms
 from idempo.errors import CompositionError
+from idempo.fingerprints import with_key
 from idempo.guarantees import Part, Role
 from idempo.protocol import once, tier
 from idempo.records import Call, Done, Record
 from idempo.steps import Steps
 
-__all__ = ["Leased", "enclosed"]
+__all__ = ["Leased", "enclosed", "good_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,10 @@ class Leased:
             return (yield from tier(self.ledger, call, self.terms, inner, required=self.required))
         if self.rekey is None:
             return (yield from once(self.ledger, call, self.terms, inner))
-        return (yield from once(self.ledger, self.rekey(call), self.terms, lambda _: inner(call)))
+        mine = self.rekey(call)
+        if self.part.role == "own key":
+            mine = good_for(call, mine)
+        return (yield from once(self.ledger, mine, self.terms, lambda _: inner(call)))
 
     def lookup(self, call: Call) -> Steps[Record | None]:
         return (yield from self.ledger.lookup(self._digest(call)))
@@ -71,6 +75,11 @@ class Leased:
 
     def _digest(self, call: Call) -> bytes:
         return call.digest if self.rekey is None else self.rekey(call).digest
+
+
+def good_for(call: Call, other: Call) -> Call:
+    """The call `other`, under a key of its own: what was claimed with it for one business key is good for no other."""
+    return replace(other, fingerprint=with_key(other.fingerprint, call.digest, other.digest))
 
 
 def enclosed(site: Site, strategy: Strategy, name: str, *notes: str) -> tuple[Any, Part]:

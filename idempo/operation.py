@@ -39,6 +39,8 @@ class Keying:
     key: Callable[[Arguments], BusinessKey]
     scope: Callable[[Arguments], BusinessKey] | None
     fingerprint: Callable[[Arguments, bytes], bytes] = field(default=lambda arguments, salt: b"")
+    shown: Callable[[str], str] = field(default=lambda text: text)
+    """What people may see of the key."""
 
     def call(self, arguments: Arguments, terms: Terms) -> Call:
         """Evaluate key, scope and fingerprint once. Raises `KeyRefusedError` where one has no stable form."""
@@ -48,7 +50,7 @@ class Keying:
         return Call(
             operation=self.operation,
             scope="" if scope is None else scope.text,
-            key=key.text,
+            key=self.shown(key.text),
             digest=identity,
             fingerprint=self.fingerprint(arguments, identity),
             owner=os.urandom(16),

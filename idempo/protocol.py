@@ -119,9 +119,9 @@ def _run(ledger: Ledger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
 
 def _record(ledger: Ledger, call: Call, terms: Terms, done: Done) -> Steps[None]:
     if not terms.final:
-        # What the ledger inside recorded decides. Where that is not committed yet, the claim is left to its lease.
-        if done.durable:
-            yield Shielded(lambda: attempt(ledger.complete(call, done.payload), call, terms))
+        # What the ledger inside recorded decides. Where that is not committed yet, the next call has to ask it again.
+        written = ledger.complete(call, done.payload) if done.durable else ledger.renew(call, 0)
+        yield Shielded(lambda: attempt(written, call, terms))
         return
     kept = yield Shielded(lambda: _complete(ledger, call, terms, done))
     if not kept:

@@ -38,7 +38,7 @@ end
 local fence, attempt = now, 1
 if state then
   fence = math.max(tonumber(r[3]) + 1, now)
-  attempt = tonumber(r[4]) + 1
+  if state ~= 'completed' and state ~= 'failed' then attempt = tonumber(r[4]) + 1 end
 end
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'state', 'running', 'owner', ARGV[1], 'fence', us(fence), 'attempt', attempt,

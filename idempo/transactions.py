@@ -17,7 +17,7 @@ from idempo.dialects import Dialect
 from idempo.failures import is_missing_table
 from idempo.guarantees import Part
 from idempo.joining import joined
-from idempo.records import Call, Completed, Done, Issued, Record
+from idempo.records import Call, Completed, Done, Issued, NotIssued, Record
 from idempo.schema import create, dialect_of, missing_table
 from idempo.sql import Records
 from idempo.steps import Steps
@@ -88,11 +88,14 @@ class JoinedRecords:
     marks: bool
     """True if an exception can be a result, or leave an orphan: then writes are undone without the claim."""
 
-    def open(self, call: Call) -> Steps[Unit | Completed]:
+    def open(self, call: Call) -> Steps[Unit | Completed | NotIssued]:
         """Take part in the caller's transaction, or begin one of our own, unless the key is completed already."""
         holder = self.carried.given(call, self.colour)
         if holder is not None:
-            yield from self._hold_place(holder, call)
+            if isinstance((yield from self._hold_place(holder, call)), NotIssued):
+                return (
+                    NotIssued()
+                )  # a lock on the row that is missing would block the one that is issued next
             return SqlUnit(self.records, holder, call.arguments, owned=False, marks=self.marks)
         known = yield from self.outside(call, lambda at, c: _known(at, c, call))
         if known is not None:
@@ -123,7 +126,7 @@ class JoinedRecords:
         database = self.carried.needed()
         return (yield from database.autocommit(self.colour, lambda c: _work(self.records, c, work)))
 
-    def _hold_place(self, holder: Any, call: Call) -> Steps[None]:
+    def _hold_place(self, holder: Any, call: Call) -> Steps[Completed | NotIssued | None]:
         """Commit a placeholder on a connection of its own, where the database needs one to be locked.
 
         Not from the engine's pool: the caller may hold its only connection.
@@ -131,10 +134,10 @@ class JoinedRecords:
         sync = getattr(holder, "sync_session", None) or getattr(holder, "sync_connection", None) or holder
         engine = sync.get_bind() if isinstance(sync, Session) else sync.engine
         engine = engine.engine if isinstance(engine, Connection) else engine
-        if engine.dialect.name in ("mysql", "mariadb"):
-            yield from beside(
-                engine, self.colour, lambda c: _work(self.records, c, lambda at, c: _known(at, c, call))
-            )
+        if engine.dialect.name not in ("mysql", "mariadb"):
+            return None
+        work = lambda c: _work(self.records, c, lambda at, c: _known(at, c, call))  # noqa: E731
+        return (yield from beside(engine, self.colour, work))
 
 
 def _work(records: Records, connection: Connection, work: Callable[[Dialect, Connection], T]) -> T:
@@ -155,10 +158,10 @@ def _completed(at: Dialect, connection: Connection, call: Call) -> Completed | N
     return answer if isinstance(answer, Completed) else None
 
 
-def _known(at: Dialect, connection: Connection, call: Call) -> Completed | None:
+def _known(at: Dialect, connection: Connection, call: Call) -> Completed | NotIssued | None:
     """The committed first result, if there is one; otherwise see to it that there is a row to lock."""
     row = at.read(connection, call.digest)
     if at.placeholder and row.state == "absent" and not isinstance(call.demand, Issued):
         at.hold_place(connection, call)
     answer = row.answer(call, None)
-    return answer if isinstance(answer, Completed) else None
+    return answer if isinstance(answer, Completed | NotIssued) else None

@@ -60,6 +60,8 @@ class _Judge:
         self.version = version
         self.before: Payload | None = None
         """The result of the lower version that our claim has replaced."""
+        self.after_orphan = False
+        """True if our claim has taken over an orphan: what was applied before it is not known any more."""
         self._too_old = too_old
 
     def marked(self, call: Call) -> Call:
@@ -79,7 +81,10 @@ class _Judge:
                         return self.replayed(answer, applied, call)
                     self.before, call = answer.payload, replace(call, demand=Above(answer.fence))
                 case Claimed():
+                    self.after_orphan = over is not None
                     return answer
+                case InProgress(fingerprint=b""):
+                    return answer  # a transaction that has not committed: nobody sees for which version
                 case InProgress(fingerprint, lease_left):
                     self.before = None
                     version, own = _parted(fingerprint)
@@ -156,6 +161,8 @@ class Versioned:
     def release(self, call: Call) -> Steps[bool]:
         if self.judge.before is not None:
             return (yield from self.ledger.complete(call, self.judge.before))
+        if self.judge.after_orphan:
+            return (yield from self.ledger.renew(call, 0))  # an orphan again: no lower version may pass it
         return (yield from self.ledger.release(call))
 
     def renew(self, call: Call, lease: float) -> Steps[bool]:
@@ -182,9 +189,11 @@ class VersionedJoined:
     def of(cls, ledger: JoinedLedger, version: int, *, too_old: bool) -> VersionedJoined:
         return cls(ledger, _Judge(version, too_old=too_old))
 
-    def open(self, call: Call) -> Steps[Unit | Completed]:
+    def open(self, call: Call) -> Steps[Unit | Completed | NotIssued]:
         while True:
             opened = yield from self.ledger.open(call)
+            if isinstance(opened, NotIssued):
+                return opened
             if not isinstance(opened, Completed):
                 return _VersionedUnit(opened, self.judge)
             applied = _opened(opened.payload)

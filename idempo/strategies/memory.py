@@ -80,7 +80,7 @@ class Memory:
                 return answer
             self._purge(now)
             self._fence += 1  # one count for all keys: it grows for each of them
-            attempt = 1 if row is None else row.attempt + 1
+            attempt = 1 if row is None or row.payload is not None else row.attempt + 1
             kept = replace(call, arguments={})  # the record must not hold the caller's objects alive
             keep_until = now + max(call.keep, call.lease)
             self._rows[call.digest] = _Row(

@@ -13,8 +13,8 @@ from idempo.asking import ask
 from idempo.contracts import Inner, KeySpec, Layer, Site, Strategy
 from idempo.errors import ConfigurationError, KeyRefusedError, KeyTemplateError
 from idempo.guarantees import Part
-from idempo.keys import digest, key_given
-from idempo.layers import enclosed
+from idempo.keys import check_given, digest, key_given
+from idempo.layers import enclosed, good_for
 from idempo.records import Call, Done, Issued, Record
 from idempo.specs import Arguments, Field, parse, value_reader
 from idempo.steps import Steps, arun, run
@@ -28,6 +28,7 @@ Reuse: TypeAlias = Literal["replay", "refuse"]
 _ROLE = "token"
 _CENTURY = 100 * 365 * 86_400.0
 _TRIES = 3
+_LONGEST = 1024
 
 
 class OneTimeToken:
@@ -96,8 +97,12 @@ class OneTimeToken:
         def token(**arguments: Any) -> str:
             return _text(read(arguments))
 
+        if site.scope is not None:
+            check_given(site.scope, what="scope", operation=site.operation)
         ignores = frozenset[str]() if self._key is None else _only(spec, site)
-        bound = _Layer(site, layer, part, read, site.rekeyed(token, _ROLE), self._reuse, ignores)
+        bound = _Layer(
+            site, layer, part, read, site.rekeyed(token, _ROLE), self._reuse, ignores, self._key is None
+        )
         self._bound[site.operation] = bound
         return bound
 
@@ -156,7 +161,10 @@ def _text(token: object) -> str:
     if isinstance(token, bool) or not isinstance(token, str | int | uuid.UUID) or token == "":
         named = "empty" if token == "" else f"a {type(token).__name__}"
         raise KeyRefusedError(f"A token is a text, a number or a UUID, and this one is {named}.")
-    return str(token)
+    text = str(token)
+    if len(text) > _LONGEST:
+        raise KeyRefusedError(f"A token has at most {_LONGEST} characters, and this one has {len(text)}.")
+    return text
 
 
 def _shown(token: str) -> str:
@@ -173,6 +181,13 @@ class _Layer:
     rekey: Callable[[Call], Call]
     reuse: Reuse
     ignores: frozenset[str]
+    of_key: bool
+    """True if the decorator's key is the token."""
+
+    @property
+    def shown(self) -> Callable[[str], str] | None:
+        """What people may see of the decorator's key, where that is the token."""
+        return _shown if self.of_key else None
 
     @property
     def injects(self) -> frozenset[str]:
@@ -182,9 +197,13 @@ class _Layer:
     def around(self, call: Call, inner: Inner) -> Steps[Done]:
         def admitted(mine: Call) -> Steps[Done]:
             # As the record, the claim of the token is that of the call; in front of one, the record makes its own.
-            return inner(replace(mine, key=call.key, demand=None) if self.part.role == "record" else call)
+            own = replace(mine, key=call.key, digest=call.digest, demand=None)
+            return inner(own if self.part.role == "record" else call)
 
-        done: Done = yield from self.layer.around(self._spent(call), admitted)
+        spent = self._spent(call)
+        if self.part.role == "own key":
+            spent = good_for(call, spent)
+        done: Done = yield from self.layer.around(spent, admitted)
         return done
 
     def lookup(self, call: Call) -> Steps[Record | None]:
