@@ -102,6 +102,6 @@ def check_answer(what: str, answer: Any, site: Site) -> None:
         ) from error
     if type(stored) is not type(answer):
         raise ConfigurationError(
-            f"{site.operation}: {what}={answer!r:.100} does not fit the function's return annotation: a repeat would get "
-            f"a {type(stored).__name__}"
+            f"{site.operation}: {what}={answer!r:.100} does not fit the return annotation: a repeat would get a "
+            f"{type(stored).__name__}"
         )

@@ -69,7 +69,9 @@ class Admission:
         yield from ()
         return False
 
-    def asked(self, call: Call, work: Callable[[Any, Connection, Dialect], T]) -> Steps[T]:
+    def asked(
+        self, call: Call, work: Callable[[Any, Connection, Dialect], T], *, ran: bool = False
+    ) -> Steps[T]:
         """Do `work` with the session or connection, its connection and dialect.
 
         Raises `NotAdmitted` with a typed error, and `RunAgain` for a conflict with another transaction.
@@ -80,7 +82,8 @@ class Admission:
         except StatementError as error:
             raise self._told(error, call) from error
         except IdempoError as error:
-            tell(self.terms.hooks, "refused", call, type(error).__name__)
+            if not ran:
+                tell(self.terms.hooks, "refused", call, type(error).__name__)
             raise NotAdmitted(error) from error
         return result
 

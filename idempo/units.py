@@ -45,6 +45,7 @@ class SqlUnit:
         self._savepoint = ""
         self._mark: Any = None
         self._transaction: Any = None
+        self._nested: Any = None
         self._state: Literal["open", "refused", "claimed", "committing", "completed", "closed"] = "open"
 
     def enter(self) -> Steps[None]:
@@ -59,6 +60,7 @@ class SqlUnit:
     def _claim(self, holder: Any, call: Call, over: int | None, wait: float) -> Answer:
         connection = connection_of(holder)
         refuse_autocommit(connection, call)
+        self._nested = holder.get_nested_transaction()
         dialect = dialect_of(connection, self._records)
         try:
             answer = self._claim_or_create(connection, dialect, call, over, wait)
@@ -153,11 +155,20 @@ class SqlUnit:
                 yield self._holder.close()
 
     def _roll_back_to(self, holder: Any, savepoint: str) -> None:
+        self._unwind(holder)
         if self._transaction is not None and transaction_of(holder) is not self._transaction:
             return  # the function has ended the transaction by itself, and our savepoint with it
         connection_of(holder).exec_driver_sql(f"ROLLBACK TO SAVEPOINT {savepoint}")
         if self._objects is not None:
             self._objects.restore()
+
+    def _unwind(self, holder: Any) -> None:
+        """End the savepoints that SQLAlchemy knows of since the claim: ours goes back behind all of them."""
+        nested = holder.get_nested_transaction()
+        while nested is not None and nested is not self._nested:
+            nested.rollback()
+            left = holder.get_nested_transaction()
+            nested = None if left is nested else left
 
     def again(self, error: BaseException) -> bool:
         # A nested call of ours, in the same transaction, may have met the conflict and told it in its own words.

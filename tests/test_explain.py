@@ -337,8 +337,8 @@ def test_a_cycle_needs_a_ledger_that_knows_the_key() -> None:
 
     with pytest.raises(CompositionError, match="put a ledger in front"):
         decorated(switch())
-    for using in ([joined(), switch()], [RedisCache(URL), switch()], [tokens(Memory()), switch()]):
-        assert decorated(using).explain().joined_effects == "exactly once"
+    for ledger in (joined(), RedisCache(URL), tokens(Memory())):
+        assert decorated([ledger, switch()]).explain().joined_effects == "exactly once"
 
 
 def test_a_guard_with_a_client_of_the_other_colour_is_refused() -> None:

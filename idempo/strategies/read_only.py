@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from idempo.carriers import Transaction, connected
@@ -133,28 +133,34 @@ class _Ban:
         self._savepoint = savepoint
         """In the caller's transaction: undoing it allows writing again. "" in ours, which ends."""
         self._driver: Any = None
+        self._lift = ""
 
     def forbid(self, holder: Any) -> None:
-        """Sources: the manuals' "SET TRANSACTION"; SQLite's "PRAGMA query_only"."""
+        """Sources: PostgreSQL, "SET TRANSACTION"; MySQL, "SET TRANSACTION"; SQLite, "PRAGMA query_only"."""
         if isinstance(holder, Session):
             holder.flush()  # what the caller has not sent yet is his, and no write of the function
         connection = connection_of(holder)
         match connection.dialect.name:
             case "sqlite":
-                connection.exec_driver_sql("PRAGMA query_only = ON")
-                self._driver = connection.connection.dbapi_connection
+                self._set(connection, "PRAGMA query_only = ON", "PRAGMA query_only = OFF")
             case "postgresql" if self._savepoint:
                 connection.exec_driver_sql(f"SAVEPOINT {self._savepoint}")
                 connection.exec_driver_sql("SET TRANSACTION READ ONLY")
             case "postgresql":
                 pass  # begun so
             case _:
-                connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+                # For the session, not for the transaction: DDL ends that one and is none of the next.
+                read_only, read_write = (f"SET SESSION TRANSACTION READ {mode}" for mode in ("ONLY", "WRITE"))
+                self._set(connection, read_only, read_write)
+
+    def _set(self, connection: Connection, ban: str, lift: str) -> None:
+        connection.exec_driver_sql(ban)
+        self._driver, self._lift = connection.connection.dbapi_connection, lift
 
     def lift(self, holder: Any) -> None:
         if self._driver is not None:
             cursor = self._driver.cursor()  # below the session, which may have failed
-            cursor.execute("PRAGMA query_only = OFF")
+            cursor.execute(self._lift)
             cursor.close()
         elif self._savepoint:
             connection = connection_of(holder)
@@ -175,7 +181,7 @@ def _reading(holder: Any, ban: _Ban, steps: Steps[Done]) -> Steps[Done]:
     def lifting() -> Steps[None]:
         try:
             yield on(holder, ban.lift)
-        except SQLAlchemyError as error:
+        except Exception as error:
             logger.debug("the transaction has ended, and its ban on writing with it: %r", error)
 
     return (yield from ending(forbidden(), lambda: Shielded(lifting)))

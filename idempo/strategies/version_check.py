@@ -15,7 +15,6 @@ from idempo.connections import Source
 from idempo.contracts import Inner, KeySpec, Layer, Site
 from idempo.dialects import Dialect
 from idempo.errors import ConfigurationError, RowMissingError, VersionConflictError
-from idempo.events import tell
 from idempo.guarantees import Part
 from idempo.guarding import Admission, transaction_for
 from idempo.loaded import Loaded
@@ -73,7 +72,8 @@ class VersionCheck:
         self._named = column_of(column, "VersionCheck")
         self._row = BusinessRow(self._named.table, where)
         self._expected = expected
-        self._retries = retry_policy(retries) if retries != 0 else None
+        policy = retry_policy(retries)
+        self._retries = policy if retries else None
         self.carried = transaction_for(join, engine)
         if not _is_integer(self._named):
             raise ConfigurationError(
@@ -148,17 +148,24 @@ class _Layer(Admission):
     def _set_after(
         self, call: Call, inner: Inner, values: dict[str, Any], expected: int | None
     ) -> Steps[Done]:
+        marks: list[Any] = []
+
         def look(holder: Any, connection: Connection, at: Dialect) -> tuple[int, Loaded]:
             loaded = Loaded(holder, self.mapper, self.row, values)
             if expected is not None:
                 self._lock(connection, at, values, call, expected)
             version = self._read(connection, values, call, locked=expected is not None)
             loaded.watch()
+            if self.counted and isinstance(holder, Session):
+                marks.append(holder.begin_nested())  # a conflict that the ORM finds undoes no more than this
             return version, loaded
 
         def compare(holder: Any, connection: Connection, at: Dialect) -> None:
             if isinstance(holder, Session):
                 holder.flush()
+            for mark in marks:
+                if mark.is_active:
+                    mark.commit()
             if self._count_up(connection, at, values, version):
                 loaded.assign(self.named.attribute, version + 1)
             elif not (
@@ -170,23 +177,22 @@ class _Layer(Admission):
         try:
             done = yield from loaded.during(inner(call))
             if done.error is None:
-                yield from self.asked(call, compare)
+                yield from self.asked(call, compare, ran=True)
         except NotAdmitted as refused:
             loaded.undo()
-            raise self._again(refused.otherwise, call) from refused.otherwise
+            raise self._again(refused.otherwise) from refused.otherwise
         except StaleDataError as error:
             if not (self.counted and f"'{self.row.table.name}'" in str(error)):
                 raise  # of another table
-            raise self._again(self._conflict(call, version, None, ran=True), call) from error
+            raise self._again(self._conflict(call, version, None, ran=True)) from error
         finally:
             loaded.let_go()
         return done
 
-    def _again(self, error: Exception, call: Call) -> Exception:
+    def _again(self, error: Exception) -> Exception:
         """What is raised for a conflict after the function: it runs again where that was asked for."""
         if self.retries is None or not isinstance(error, VersionConflictError):
             return NotAdmitted(error)
-        tell(self.terms.hooks, "waited", call, "version conflict")
         return RunAgain(error, started=True, policy=self.retries)
 
     def _count_up(self, connection: Connection, at: Dialect, values: dict[str, Any], version: int) -> bool:

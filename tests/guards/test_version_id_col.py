@@ -376,3 +376,23 @@ def test_what_the_caller_has_not_sent_yet_is_a_step_of_his_own(
 
     yield from shop.within(SESSION, work)
     assert row(shop) == (3, "P-1")
+
+
+@servers
+@sync_only
+@driven
+def test_a_conflict_that_the_orm_finds_leaves_what_the_caller_has_written(shop: Shop) -> Steps[None]:
+    """SQLAlchemy rolls all of a session back when a flush fails, but no further than to a savepoint."""
+
+    def body(order_id: int, payment: str, session: Any) -> Steps[None]:
+        page = yield session.get(Page, order_id)
+        put(shop, version=7)
+        page.title = payment
+
+    f = shop.function(body, guard(shop))
+    with shop.sessions() as session:
+        session.get(Mark, 1).title = "the caller's"
+        yield from caught(VersionConflictError, lambda: f(1, "P-1", session=session))
+        session.commit()
+    assert row(shop, Mark) == (2, "the caller's")
+    assert row(shop) == (7, "")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, func, select, text
+from sqlalchemy import Column, Engine, Integer, MetaData, Table, create_engine, event, func, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, sessionmaker
 from sqlalchemy.schema import ForeignKey
@@ -366,3 +366,51 @@ def test_a_domain_error_raised_from_a_conflict_is_the_users_own_and_runs_once(en
     with pytest.raises(AlreadyOrdered):
         f("A-1")
     assert len(effects) == 1
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"replay_errors": [KeyError]}, {"unknown_errors": [OSError]}], ids=str
+)
+def test_after_a_failed_function_the_caller_can_commit_whatever_is_a_result(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """Savepoints of idempo's, and those that the function left open, are gone with it."""
+    engine = create_engine(f"sqlite:///{tmp_path / 'x.db'}")
+    notes = Table("notes", MetaData(), Column("id", Integer, primary_key=True))
+    notes.metadata.create_all(engine)
+
+    @idempotent(key="{order}", using=UniqueInsert(join="session"), **options)
+    def failing(order: str, session: Session) -> None:
+        session.begin_nested()
+        session.execute(notes.insert().values(id=2))
+        raise ValueError(order)
+
+    with Session(engine) as session:
+        session.execute(notes.insert().values(id=1))
+        with pytest.raises(ValueError, match="A-1"):
+            failing("A-1", session)
+        session.execute(notes.insert().values(id=3))
+        session.commit()
+        assert session.scalars(select(notes.c.id)).all() == [1, 3]
+    engine.dispose()
+
+
+def test_a_refused_claim_leaves_the_callers_own_savepoint(postgres: Server) -> None:
+    engine = create_engine(fresh_database(postgres))
+    ledger = UniqueInsert(engine, join="session")
+    ledger.create_schema()
+
+    @idempotent(key="{order}", using=UniqueInsert(join="session"), wait=0)
+    def place(order: str, session: Session) -> None: ...
+
+    with Session(engine) as first, Session(engine) as second:
+        place("A-1", first)
+        with second.begin_nested() as savepoint:
+            with pytest.raises(InProgressError):
+                place("A-1", second)
+            assert second.get_nested_transaction() is savepoint
+            place("A-2", second)
+        second.commit()
+    with Session(engine) as third:
+        assert place.lookup("A-2", third) is not None
+    engine.dispose()
