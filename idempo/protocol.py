@@ -17,7 +17,18 @@ from idempo.contracts import Inner, Layer, Ledger, Terms
 from idempo.errors import IdempoError
 from idempo.events import tell
 from idempo.leases import KeepAlive
-from idempo.records import MISSING, Answer, Call, Claimed, Completed, Done, InProgress, NotIssued, Orphan
+from idempo.records import (
+    MISSING,
+    Answer,
+    Call,
+    Claimed,
+    Completed,
+    Done,
+    InProgress,
+    Issued,
+    NotIssued,
+    Orphan,
+)
 from idempo.steps import Pause, Shielded, Steps
 from idempo.verdicts import (
     check_arguments,
@@ -119,8 +130,10 @@ def _run(ledger: Ledger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
 
 def _record(ledger: Ledger, call: Call, terms: Terms, done: Done) -> Steps[None]:
     if not terms.final:
-        # What the ledger inside recorded decides. Where that is not committed yet, the next call has to ask it again.
-        written = ledger.complete(call, done.payload) if done.durable else ledger.renew(call, 0)
+        # What the ledger inside recorded decides. Where that is not committed yet, the next call has to ask it again;
+        # only what must not be used twice counts as used, whatever becomes of the caller's transaction.
+        spent = done.durable or call.demand == Issued("refuse")
+        written = ledger.complete(call, done.payload) if spent else ledger.renew(call, 0)
         yield Shielded(lambda: attempt(written, call, terms))
         return
     kept = yield Shielded(lambda: _complete(ledger, call, terms, done))

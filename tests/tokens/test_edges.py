@@ -17,6 +17,7 @@ from idempo import (
     Memory,
     OneTimeToken,
     ReentrantCallError,
+    TokenSpentError,
     TokenUnknownError,
     UniqueInsert,
     VersionConflictError,
@@ -220,3 +221,23 @@ def test_a_double_click_behind_the_callers_session_is_answered(store: Store) -> 
         engine.dispose()
     yield from ()
     assert answers == ["A-1", "A-1"]
+
+
+@on("postgres joined", "mariadb joined", colours=("sync",))
+@driven
+def test_a_token_that_must_not_be_used_twice_is_spent_whatever_the_caller_does(store: Store) -> Steps[None]:
+    assert isinstance(store, InDatabase)
+    engine = create_engine(store.url)
+    tokens = OneTimeToken(Memory(), key="{token}", reuse="refuse")
+    f = store.decorate(
+        lambda order: (yield order), [tokens, UniqueInsert(join="session")], key="{order}", wait=0
+    )
+    try:
+        for end in ("commit", "rollback"):
+            token = tokens.issue()
+            with engine.connect() as connection:
+                f(token, session=connection)
+                getattr(connection, end)()
+                yield from caught(TokenSpentError, partial(f, token, session=connection))
+    finally:
+        engine.dispose()
