@@ -13,7 +13,7 @@ from idempo.connections import Database
 from idempo.contracts import Colour, Site
 from idempo.errors import ColourMismatchError, CompositionError, ConfigurationError
 from idempo.records import Call
-from idempo.steps import Steps
+from idempo.steps import Steps, arun, run
 
 __all__ = ["Transaction", "connected", "kinds"]
 
@@ -53,6 +53,13 @@ class Transaction:
                 )
         if self.database is not None:
             self.database.check(site.colour, site.operation)
+
+    def close(self) -> Any:
+        """Close the connections made from a URL; awaitable inside an event loop. A given engine is left alone."""
+        if self.database is None:
+            return None
+        steps = self.database.close()
+        return arun(steps) if self.database.colour == "async" else run(steps)
 
     def needed(self) -> Database:
         """Return the database to begin a transaction in. Raises `ConfigurationError` where there is none."""

@@ -23,14 +23,29 @@ from idempo.records import Call, Done, Record
 from idempo.schema import dialect_of
 from idempo.sql import Records
 from idempo.steps import Steps
+from idempo.transactions import BroughtRecord
 from idempo.units import conflicting, connection_of
 from idempo.verdicts import unavailable
 
 T = TypeVar("T")
 
-__all__ = ["Admission", "transaction_for"]
+__all__ = ["Admission", "Guarding", "transaction_for"]
 
 _DIALECTS = Records()  # guards have no table of their own: they ask the dialect how to wait
+
+
+class Guarding:
+    """What a guard is besides what it judges: a strategy that works in a transaction of the function."""
+
+    carried: Transaction
+
+    def record(self) -> BroughtRecord:
+        """Return the ledger to bring along where none joins the transaction."""
+        return BroughtRecord(self.carried)
+
+    def close(self) -> Any:
+        """Close the connections made from a URL; awaitable inside an event loop. A given engine is left alone."""
+        return self.carried.close()
 
 
 def transaction_for(join: str, engine: Source | None) -> Transaction:

@@ -75,6 +75,11 @@ class MonotonicVersion:
         """The transaction that the version is part of, if the ledger joins one."""
         return getattr(self._ledger, "carried", None)
 
+    def close(self) -> Any:
+        """Close what the ledger has made from a URL, as its own `close()` does."""
+        close = getattr(self._ledger, "close", None)
+        return None if close is None else close()
+
     def bind(self, site: Site) -> Layer:
         check_answer("stale", self._stale, site)
         note = "applies no version of an entity below the highest one; it knows that one for as long as keep= says"

@@ -82,6 +82,11 @@ class OneTimeToken:
         """The transaction that the token is spent in, if its ledger joins one."""
         return getattr(self._ledger, "carried", None)
 
+    def close(self) -> Any:
+        """Close what the ledger has made from a URL, as its own `close()` does."""
+        close = getattr(self._ledger, "close", None)
+        return None if close is None else close()
+
     def bind(self, site: Site) -> Layer:
         spec = site.key if self._key is None else self._key
         note = "asks for a token that was issued for this operation" + (

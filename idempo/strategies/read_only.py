@@ -56,6 +56,10 @@ class ReadOnly:
     def record(self) -> None:
         """Reads need no record."""
 
+    def close(self) -> Any:
+        """Close the connections made from a URL; awaitable inside an event loop. A given engine is left alone."""
+        return Transaction(self._join, self._database).close()
+
     def bind(self, site: Site) -> Layer:
         if site.carried is not None:
             raise CompositionError(

@@ -17,19 +17,18 @@ from idempo.dialects import Dialect
 from idempo.errors import CompositionError, ConfigurationError, StateConflictError
 from idempo.events import tell
 from idempo.guarantees import Part
-from idempo.guarding import Admission, transaction_for
+from idempo.guarding import Admission, Guarding, transaction_for
 from idempo.records import MISSING, Call, Done
 from idempo.rows import BusinessRow
 from idempo.steps import Steps
 from idempo.terms import Duration, seconds_of
-from idempo.transactions import BroughtRecord
 
 __all__ = ["SelectForUpdate"]
 
 _DAY = 86_400.0
 
 
-class SelectForUpdate:
+class SelectForUpdate(Guarding):
     """Locks the row before the function runs, so that calls for the same row take turns.
 
     The row is locked by its key alone, and judged afterwards: a row in another state is not taken for a missing one,
@@ -87,10 +86,6 @@ class SelectForUpdate:
             raise ConfigurationError(f"done= takes a callable that judges the row, not {done!r}")
         if answer is not MISSING and done is None:
             raise ConfigurationError("answer= is for a row that done= found done: give both")
-
-    def record(self) -> BroughtRecord:
-        """Return the ledger to bring along where none joins the transaction."""
-        return BroughtRecord(self.carried)
 
     def bind(self, site: Site) -> Layer:
         check_answer("answer", self._answer, site)

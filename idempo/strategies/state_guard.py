@@ -17,19 +17,18 @@ from idempo.dialects import Dialect
 from idempo.errors import CompositionError, ConfigurationError, StateConflictError
 from idempo.flows import Flow, FlowSource, flow_of
 from idempo.guarantees import Part
-from idempo.guarding import Admission, transaction_for
+from idempo.guarding import Admission, Guarding, transaction_for
 from idempo.loaded import Loaded
 from idempo.records import MISSING, Call, Done
 from idempo.rows import BusinessRow, column_of, fits
 from idempo.steps import Steps
-from idempo.transactions import BroughtRecord
 
 __all__ = ["StateGuard"]
 
 Verdict: TypeAlias = Literal["apply", "already", "superseded", "illegal"]
 
 
-class StateGuard:
+class StateGuard(Guarding):
     """Lets the function run when its row can go into the state `to`, and takes it there, in the same transaction.
 
     The row goes there together with the record and the function's own writes, or not at all: if the function raises,
@@ -85,10 +84,6 @@ class StateGuard:
             raise ConfigurationError(f"to={to!r} is no state of the flow: {_listed(self._flow.edges)}")
         if not self._sources:
             raise ConfigurationError(f"to={to!r} cannot be reached: no state of the flow leads to it")
-
-    def record(self) -> BroughtRecord:
-        """Return the ledger to bring along where none joins the transaction."""
-        return BroughtRecord(self.carried)
 
     def bind(self, site: Site) -> Layer:
         if not site.named and self._to in self._flow.reachable(self._to):

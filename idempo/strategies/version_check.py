@@ -16,19 +16,18 @@ from idempo.contracts import Inner, KeySpec, Layer, Site
 from idempo.dialects import Dialect
 from idempo.errors import ConfigurationError, RowMissingError, VersionConflictError
 from idempo.guarantees import Part
-from idempo.guarding import Admission, transaction_for
+from idempo.guarding import Admission, Guarding, transaction_for
 from idempo.loaded import Loaded
 from idempo.records import Call, Done
 from idempo.rows import BusinessRow, Named, column_of
 from idempo.steps import Steps
-from idempo.transactions import BroughtRecord
 from idempo.versions import version_reader
 from idempo.waiting import WaitPolicy, retry_policy
 
 __all__ = ["VersionCheck"]
 
 
-class VersionCheck:
+class VersionCheck(Guarding):
     """Lets the function change a row only from the version that it builds on, and counts that version up by one.
 
     With `expected`, the version that the caller has seen, it is compared and set before the function runs. Without, it
@@ -84,10 +83,6 @@ class VersionCheck:
             raise ConfigurationError(
                 "retries= is for a version that idempo reads itself; the expected= one does not change by running again"
             )
-
-    def record(self) -> BroughtRecord:
-        """Return the ledger to bring along where none joins the transaction."""
-        return BroughtRecord(self.carried)
 
     def bind(self, site: Site) -> Layer:
         mapper = self._named.mapper
