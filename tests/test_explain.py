@@ -46,20 +46,25 @@ def leased() -> UniqueInsert:
     return UniqueInsert(ENGINE)
 
 
+def here(options: dict[str, Any]) -> dict[str, Any]:
+    return {"engine": ENGINE} | options
+
+
 def state(**options: Any) -> StateGuard:
-    return StateGuard(ORDERS.c.status, WHERE, FLOW, "paid", **{"engine": ENGINE} | options)
+    return StateGuard(ORDERS.c.status, WHERE, FLOW, "paid", **here(options))
 
 
 def version(**options: Any) -> VersionCheck:
-    return VersionCheck(ORDERS.c.version, WHERE, **{"engine": ENGINE} | options)
+    return VersionCheck(ORDERS.c.version, WHERE, **here(options))
 
 
 def lock(**options: Any) -> SelectForUpdate:
-    return SelectForUpdate(ORDERS, WHERE, **{"engine": ENGINE} | options)
+    return SelectForUpdate(ORDERS, WHERE, **here(options))
 
 
 def tokens(ledger: Strategy, **options: Any) -> OneTimeToken:
-    return OneTimeToken(ledger, **{"key": "{token}"} | options)
+    terms: dict[str, Any] = {"key": "{token}"} | options
+    return OneTimeToken(ledger, **terms)
 
 
 def newest(ledger: Strategy) -> MonotonicVersion:
