@@ -300,10 +300,23 @@ def _gone(pid: int) -> bool:
 
 @pytest.fixture
 def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A demo at work: the sample, half a second after the first answers."""
-    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    """A demo at work, on so many payments that it does not end by itself."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    env = {**os.environ, "TMPDIR": str(temporary)}
+    source = tmp_path / "callbacks.jsonl"
+    source.write_text(
+        "".join(
+            f"{line}\n".replace('"PAY-', f'"PAY-{copy:03}') for copy in range(100) for line in sample.lines()
+        )
+    )
     process = subprocess.Popen(
-        COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, process_group=0
+        [*COMMAND, "--input", str(source)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        process_group=0,
     )
     assert process.stderr is not None
     while "answered" not in process.stderr.readline():
@@ -329,7 +342,7 @@ def test_no_process_stays_behind(
     assert running.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -number)
     assert "Traceback" not in out + err
     if number != signal.SIGKILL:
-        assert not list(tmp_path.iterdir())
+        assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_the_first_line_of_a_payment_decides_about_its_amount(tmp_path: Path) -> None:
