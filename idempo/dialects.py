@@ -185,7 +185,9 @@ class Dialect:
             "state = :state, owner = :owner, fence = :fence, attempt = :attempt, fingerprint = :fingerprint, "
             "completed_at = {clock}, keep_until = {clock} + :keep, result = :result"
         )
-        update = f"UPDATE {{table}} SET {assigned} WHERE digest = :digest"
+        # Not over a newer result: this call may have been silent for a while.
+        older = "(fence <= :fence OR keep_until <= {clock})"
+        update = f"UPDATE {{table}} SET {assigned} WHERE digest = :digest AND {older}"
         insert = (
             f"INSERT INTO {{table}} ({WRITTEN}, {TIMES}) VALUES (:digest, :operation, :scope, :business_key, :state, "
             ":owner, :fence, :attempt, :fingerprint, {clock}, {clock}, {clock}, {clock} + :keep, :result)"

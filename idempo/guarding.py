@@ -95,9 +95,11 @@ class Admission:
         try:
             result: T = yield on(holder, lambda opened: self._in_place(opened, call, work))
         except StatementError as error:
-            raise self._told(error, call) from error
+            raise self._told(error, call, ran=ran) from error
         except IdempoError as error:
-            if not ran:
+            if ran:
+                error.ran = True
+            else:
                 tell(self.terms.hooks, "refused", call, type(error).__name__)
             raise NotAdmitted(error) from error
         return result
@@ -128,11 +130,12 @@ class Admission:
             key=call.key,
         )
 
-    def _told(self, error: StatementError, call: Call) -> Exception:
+    def _told(self, error: StatementError, call: Call, *, ran: bool) -> Exception:
         if is_conflict(error):
             again = conflicting(call)
             again.__cause__ = error
-            return RunAgain(again, started=False)
+            again.ran = ran
+            return RunAgain(again, started=ran)
         if is_disconnect(error):
             told: IdempoError = unavailable(call, self.terms, error)
         elif is_unknown_name(error):
@@ -149,4 +152,5 @@ class Admission:
                 key=call.key,
             )
         told.__cause__ = error
+        told.ran = ran
         return NotAdmitted(told)

@@ -14,7 +14,7 @@ from idempo.protocol import once, tier
 from idempo.records import Call, Done, Record
 from idempo.steps import Steps
 
-__all__ = ["Leased", "enclosed", "good_for"]
+__all__ = ["Leased", "asking_about", "enclosed", "good_for"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +82,23 @@ def good_for(call: Call, other: Call) -> Call:
     return replace(other, fingerprint=with_key(other.fingerprint, call.digest, other.digest))
 
 
+def asking_about(layer: Any, call: Call) -> Any:
+    """The layer, with an `on_orphan` probe that is told of `call`, and not of the key that the ledger has for it."""
+    probe = layer.terms.on_orphan
+    if not callable(probe):
+        return layer
+    told = lambda mine: probe(replace(mine, key=call.key, digest=call.digest, demand=None))  # noqa: E731
+    return replace(layer, terms=replace(layer.terms, on_orphan=told))
+
+
 def enclosed(site: Site, strategy: Strategy, name: str, *notes: str) -> tuple[Any, Part]:
     """Bind the ledger that another strategy, `name`, puts in front of the function under keys of its own.
 
     Returns its layer, which claims wherever it stands, and what the two do in the composition. Raises
     `CompositionError` for a strategy that is no ledger, or has a key of its own.
     """
+    if isinstance(strategy, type) or not callable(getattr(strategy, "bind", None)):
+        raise CompositionError(f"{site.operation}: {name} takes a ledger, not {strategy!r:.100}")
     if site.tier and getattr(strategy, "carried", None) is not None:
         raise CompositionError(
             f"{site.operation}: the ledger of {name} joins the transaction of the function: it is the record itself, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import event
@@ -38,6 +38,16 @@ class Loaded:
             if self._shows(one) and attribute in vars(one):
                 self._before.append((one, attribute, vars(one)[attribute]))
                 set_committed_value(one, attribute, value)
+
+    def renew(self, attribute: str, values: Collection[Any], *, locked: bool) -> None:
+        """Read again the objects that show none of `values`: they are from before somebody else's change.
+
+        `locked` reads the row as it is now, where the snapshot of the transaction is older.
+        """
+        session = self._session
+        for one in [] if session is None else list(session.identity_map.values()):
+            if self._shows(one) and vars(one).get(attribute) not in values and session is not None:
+                session.refresh(one, with_for_update=True if locked else None)
 
     def _shows(self, one: Any) -> bool:
         return isinstance(one, self._class) and all(vars(one).get(key) == value for key, value in self._shown)

@@ -22,10 +22,12 @@ class Objects:
         self._session = session
         self._known = {id(one): one for one in (*session.identity_map.values(), *session.new)}
         self._written: list[Any] = []
+        self._added: list[Any] = []
         event.listen(session, "after_flush", self._note)
 
     def _note(self, session: Session, _: Any) -> None:
         self._written += [*session.dirty, *session.deleted]
+        self._added += session.new
 
     def let_go(self) -> None:
         """Stop watching. Once is enough."""
@@ -39,9 +41,11 @@ class Objects:
         written = [*self._written, *session.dirty]
         for one in list(session.deleted):
             session.add(one)
-        for one in [*session.new, *session.identity_map.values()]:
+        for one in [*session.new, *self._added]:
             if id(one) not in self._known and one in session:
                 session.expunge(one)
+        # What was only loaded stays: the caller may hold it, and it is read again.
+        written += [one for one in session.identity_map.values() if id(one) not in self._known]
         for one in self._known.values():
             if one not in session:  # taken along by a cascade
                 with contextlib.suppress(

@@ -144,7 +144,10 @@ class Operation:
                 retry_after=max(0.0, (record.lease_until or 0.0) - (record.keep_until - record.keep_left)),
             )
         forgotten = False
-        for layer in reversed(self.layers):  # the record first: a tier must not be filled from it again
+        # The tiers before the record, so that one that is down leaves all as it was; and after it, in case one was
+        # filled meanwhile.
+        tiers = [layer for layer in self.layers if layer.part.role == "tier"]
+        for layer in (*tiers, *reversed(self.layers)):
             forgotten |= yield from ask(layer.forget(call), call, self.terms)
         return forgotten
 

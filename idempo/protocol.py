@@ -121,8 +121,12 @@ def _run(ledger: Ledger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
     except terms.unknown_errors as error:
         yield from attempt(ledger.renew(call, 0), call, terms)
         raise unknown(call, terms, type(error).__name__) from error
-    except Exception:
+    except Exception as error:
         # Cancellation and interrupts are no failures: they pass by, and the claim is left to its lease.
+        if not terms.final and isinstance(error, IdempoError) and error.ran is not False:
+            # The ledger inside does not say that nothing happened: the next call has to ask it, and no other.
+            yield Shielded(lambda: attempt(ledger.renew(call, 0), call, terms))
+            raise
         yield Shielded(lambda: attempt(ledger.release(call), call, terms))
         tell(terms.hooks, "released", call)
         raise
@@ -130,15 +134,27 @@ def _run(ledger: Ledger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
 
 def _record(ledger: Ledger, call: Call, terms: Terms, done: Done) -> Steps[None]:
     if not terms.final:
-        # What the ledger inside recorded decides. Where that is not committed yet, the next call has to ask it again;
-        # only what must not be used twice counts as used, whatever becomes of the caller's transaction.
-        spent = done.durable or call.demand == Issued("refuse")
-        written = ledger.complete(call, done.payload) if spent else ledger.renew(call, 0)
-        yield Shielded(lambda: attempt(written, call, terms))
+        yield from _record_outside(ledger, call, terms, done)
         return
     kept = yield Shielded(lambda: _complete(ledger, call, terms, done))
     if not kept:
         raise lost(call, terms, done.value, (yield from _winner(ledger, call, terms)))
+
+
+def _record_outside(ledger: Ledger, call: Call, terms: Terms, done: Done) -> Steps[None]:
+    """What the ledger inside recorded decides; here it is kept for no longer than there.
+
+    Where that is not committed yet, the next call has to ask it again; only what must not be used twice counts as used,
+    whatever becomes of the caller's transaction.
+    """
+    once_only = call.demand == Issued("refuse")
+    if not (done.durable or once_only):
+        yield Shielded(lambda: attempt(ledger.renew(call, 0), call, terms))
+        return
+    mine = call if once_only else replace(call, keep=max(0.001, min(call.keep, done.keep_left)))
+    kept = yield Shielded(lambda: attempt(ledger.complete(mine, done.payload), call, terms))
+    if kept is False and getattr(ledger, "keeps_order", False):
+        raise lost(call, terms, done.value, MISSING)  # a later version may have been applied before this one
 
 
 def _complete(ledger: Ledger, call: Call, terms: Terms, done: Done) -> Steps[bool]:
@@ -196,7 +212,9 @@ def tier(ledger: Ledger, call: Call, terms: Terms, inner: Inner, *, required: bo
     if record is not None and record.payload is not None and record.payload.data is not None:
         first = Completed(record.payload, record.fingerprint, record.fence, record.attempt, record.keep_left)
         return replay(first, call, terms)
+    asked = time.monotonic()
     done = yield from inner(call)
-    if done.durable:
-        yield from attempt(ledger.fill(call, done), call, terms)
+    left = done.keep_left - (time.monotonic() - asked)
+    if done.durable and left > 0:
+        yield from attempt(ledger.fill(call, replace(done, keep_left=left)), call, terms)
     return done

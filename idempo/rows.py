@@ -29,7 +29,7 @@ from idempo.errors import ConfigurationError, KeyRefusedError, RowMissingError
 from idempo.records import Call
 from idempo.specs import value_reader
 
-__all__ = ["BusinessRow", "Named", "column_of", "fits"]
+__all__ = ["BusinessRow", "Named", "column_of", "fits", "is_mysql", "unchanged"]
 
 
 _KINDS: dict[type, tuple[type, ...]] = {
@@ -91,6 +91,21 @@ def fits(value: Any, column: Column[Any]) -> bool:
         return True
     kinds = _KINDS.get(expected)
     return kinds is None or (isinstance(value, kinds) and isinstance(value, bool) == (expected is bool))
+
+
+def is_mysql(connection: Connection) -> bool:
+    """True for the databases whose plain reads show an older snapshot than their locking ones."""
+    return connection.dialect.name in ("mysql", "mariadb")
+
+
+def unchanged(named: Named, call: Call) -> ConfigurationError:
+    """The error for a row that is locked and right, and yet was not changed."""
+    return ConfigurationError(
+        f"{named} is as it should be, and yet the database changed nothing: a trigger, or a type that it compares in "
+        "another way",
+        operation=call.operation,
+        key=call.key,
+    )
 
 
 class BusinessRow:

@@ -125,6 +125,8 @@ return redis.call('DEL', KEYS[1])
 FILL = (
     _HEAD
     + """
+local known = redis.call('HGET', KEYS[1], 'fence')
+if known and tonumber(known) > tonumber(ARGV[6]) then return 0 end
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'state', ARGV[2], 'owner', ARGV[1], 'fence', ARGV[6], 'attempt', ARGV[7],
   'fingerprint', ARGV[8], 'lease', us(now), 'created', us(now), 'completed', us(now),

@@ -35,7 +35,9 @@ class SQLite(Dialect):
         try:
             yield
         finally:
-            connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(before)}")
+            # A wait that was cancelled took its connection along.
+            if not connection.invalidated:
+                connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(before)}")
 
     def execute_bounded(
         self, connection: Connection, statement: TextClause, values: dict[str, Any], wait: float

@@ -124,7 +124,7 @@ class JoinedRecords:
             found: T = yield on(given, lambda holder: _work(self.records, connection_of(holder), work))
             return found
         database = self.carried.needed()
-        return (yield from database.autocommit(self.colour, lambda c: _work(self.records, c, work)))
+        return (yield from database.autocommit(self.colour, lambda c: _committed(self.records, c, work)))
 
     def _hold_place(self, holder: Any, call: Call) -> Steps[Completed | NotIssued | None]:
         """Commit a placeholder on a connection of its own, where the database needs one to be locked.
@@ -136,7 +136,7 @@ class JoinedRecords:
         engine = engine.engine if isinstance(engine, Connection) else engine
         if engine.dialect.name not in ("mysql", "mariadb"):
             return None
-        work = lambda c: _work(self.records, c, lambda at, c: _known(at, c, call))  # noqa: E731
+        work = lambda c: _committed(self.records, c, lambda at, c: _known(at, c, call))  # noqa: E731
         return (yield from beside(engine, self.colour, work))
 
 
@@ -151,6 +151,17 @@ def _work(records: Records, connection: Connection, work: Callable[[Dialect, Con
             raise missing_table(records, connection.dialect.name) from error
     create(connection, records)
     return work(dialect, connection)
+
+
+def _committed(records: Records, connection: Connection, work: Callable[[Dialect, Connection], T]) -> T:
+    """Do `work`, which reads one thing, and see nothing that is not committed, whatever level the engine is set to."""
+    if connection.dialect.name in ("mysql", "mariadb"):
+        info = connection.info
+        if "idempo_dirty" not in info:  # asked once for each connection
+            info["idempo_dirty"] = connection.get_isolation_level() == "READ UNCOMMITTED"
+        if info["idempo_dirty"]:
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+    return _work(records, connection, work)
 
 
 def _completed(at: Dialect, connection: Connection, call: Call) -> Completed | None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from idempo.connections import on
@@ -110,6 +111,8 @@ class SqlUnit:
             self._mark.commit()
         if isinstance(holder, Session):
             holder.flush()  # the function's own pending writes: what they raise is the function's error
+        if not self.owned:
+            self._unwind(holder, keep=True)  # savepoints that the function left open
         # A function that ended the transaction by itself ended our savepoint with it.
         savepoint = self._savepoint if transaction_of(holder) is self._transaction else ""
         connection = connection_of(holder)
@@ -158,15 +161,24 @@ class SqlUnit:
         self._unwind(holder)
         if self._transaction is not None and transaction_of(holder) is not self._transaction:
             return  # the function has ended the transaction by itself, and our savepoint with it
-        connection_of(holder).exec_driver_sql(f"ROLLBACK TO SAVEPOINT {savepoint}")
+        connection = connection_of(holder)
+        try:
+            connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {savepoint}")
+        except DBAPIError:
+            # InnoDB has undone all of it, for a deadlock: a commit must not leave out what the caller wrote before.
+            connection.invalidate()
+            raise
         if self._objects is not None:
             self._objects.restore()
 
-    def _unwind(self, holder: Any) -> None:
-        """End the savepoints that SQLAlchemy knows of since the claim: ours goes back behind all of them."""
+    def _unwind(self, holder: Any, *, keep: bool = False) -> None:
+        """End the savepoints that SQLAlchemy knows of since the claim: ours lies behind all of them."""
         nested = holder.get_nested_transaction()
         while nested is not None and nested is not self._nested:
-            nested.rollback()
+            if keep:
+                nested.commit()
+            else:
+                nested.rollback()
             left = holder.get_nested_transaction()
             nested = None if left is nested else left
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, assert_never
+from typing import Any, ClassVar, assert_never
 
 from idempo.contracts import JoinedLedger, Ledger, Unit
 from idempo.errors import VersionConflictError
@@ -34,7 +34,8 @@ __all__ = ["MOST", "SupersededError", "Versioned", "VersionedJoined"]
 MOST = 2**63 - 1
 """The highest version; the lowest is its negative."""
 
-_HEAD = struct.Struct(">qI?")  # version, bytes of the fingerprint, whether a result follows
+_HEAD = struct.Struct(">qIB")  # version, bytes of the fingerprint, what follows
+_NOTHING, _RESULT, _MAYBE = range(3)
 _NUMBER = struct.Struct(">q")
 _RACES = 50
 
@@ -51,6 +52,8 @@ class _Applied:
     version: int
     fingerprint: bytes
     payload: Payload
+    certain: bool
+    """False if a call with this version vanished, so that nobody knows whether it was applied."""
 
 
 class _Judge:
@@ -60,8 +63,8 @@ class _Judge:
         self.version = version
         self.before: Payload | None = None
         """The result of the lower version that our claim has replaced."""
-        self.after_orphan = False
-        """True if our claim has taken over an orphan: what was applied before it is not known any more."""
+        self.orphan: int | None = None
+        """The version of the orphan that our claim has taken over: what was applied before it is not known any more."""
         self._too_old = too_old
 
     def marked(self, call: Call) -> Call:
@@ -72,16 +75,22 @@ class _Judge:
         self, call: Call, over: int | None, ask: Callable[[Call, int | None], Steps[Answer]]
     ) -> Steps[Answer]:
         call = self.marked(call)
+        if over is not None:
+            call = replace(call, demand=Above(over))  # an orphan may be kept as a version that is not certain
         for _ in range(_RACES):
             answer = yield from ask(call, over)
             match answer:
                 case Completed():
                     applied = _opened(answer.payload)
+                    if not applied.certain and applied.version <= self.version:
+                        self.orphan = applied.version
+                        return Orphan(b"", answer.fence)
                     if applied.version >= self.version:
                         return self.replayed(answer, applied, call)
                     self.before, call = answer.payload, replace(call, demand=Above(answer.fence))
                 case Claimed():
-                    self.after_orphan = over is not None
+                    if over is None:
+                        self.orphan = None
                     return answer
                 case InProgress(fingerprint=b""):
                     return answer  # a transaction that has not committed: nobody sees for which version
@@ -90,12 +99,11 @@ class _Judge:
                     version, own = _parted(fingerprint)
                     return InProgress(own if version == self.version else b"", lease_left)
                 case Orphan(fingerprint, fence):
-                    self.before = None
                     version, own = _parted(fingerprint)
+                    self.before, self.orphan = None, version
                     if version > self.version:
-                        raise self.superseded(
-                            call, version
-                        )  # it may have been applied: never go back behind it
+                        # It may have been applied: never go back behind it.
+                        raise self.superseded(call, version)
                     return Orphan(own if version == self.version else b"", fence)
                 case NotIssued():
                     return answer
@@ -128,14 +136,22 @@ class _Judge:
         return error
 
     def framed(self, call: Call, payload: Payload) -> Payload:
-        head = _HEAD.pack(self.version, len(call.fingerprint), payload.data is not None)
+        follows = _NOTHING if payload.data is None else _RESULT
+        head = _HEAD.pack(self.version, len(call.fingerprint), follows)
         return Payload(payload.state, head + call.fingerprint + (payload.data or b""))
+
+    def after_failure(self) -> Payload | None:
+        """What is put back when the function fails: what was there before, as far as it is known."""
+        if self.before is not None or self.orphan is None:
+            return self.before
+        return Payload("completed", _HEAD.pack(self.orphan, 0, _MAYBE))
 
 
 @dataclass(frozen=True)
 class Versioned:
     """A ledger that claims under a lease, for one call with one version."""
 
+    keeps_order: ClassVar[bool] = True
     ledger: Ledger
     judge: _Judge
 
@@ -159,17 +175,20 @@ class Versioned:
         return (yield from self.ledger.complete(call, self.judge.framed(call, payload)))
 
     def release(self, call: Call) -> Steps[bool]:
-        if self.judge.before is not None:
-            return (yield from self.ledger.complete(call, self.judge.before))
-        if self.judge.after_orphan:
-            return (yield from self.ledger.renew(call, 0))  # an orphan again: no lower version may pass it
+        before = self.judge.after_failure()
+        if before is not None:
+            return (yield from self.ledger.complete(call, before))
         return (yield from self.ledger.release(call))
 
     def renew(self, call: Call, lease: float) -> Steps[bool]:
         return (yield from self.ledger.renew(call, lease))
 
     def lookup(self, digest: bytes) -> Steps[Record | None]:
-        return unframed((yield from self.ledger.lookup(digest)))
+        """The record, if it is that of this version."""
+        record = yield from self.ledger.lookup(digest)
+        if record is None or record.payload is None or _opened(record.payload).version != self.judge.version:
+            return None
+        return unframed(record)
 
     def forget(self, digest: bytes) -> Steps[bool]:
         return (yield from self.ledger.forget(digest))
@@ -258,10 +277,10 @@ def unframed(record: Record | None) -> Record | None:
 
 def _opened(payload: Payload) -> _Applied:
     data = payload.data or b""
-    version, length, has_result = _HEAD.unpack_from(data)
+    version, length, follows = _HEAD.unpack_from(data)
     body = data[_HEAD.size :]
-    result = body[length:] if has_result else None
-    return _Applied(version, body[:length], Payload(payload.state, result))
+    result = body[length:] if follows == _RESULT else None
+    return _Applied(version, body[:length], Payload(payload.state, result), follows != _MAYBE)
 
 
 def _parted(fingerprint: bytes) -> tuple[int, bytes]:

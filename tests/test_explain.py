@@ -120,14 +120,14 @@ COMPOSITIONS: dict[str, tuple[list[Strategy], list[tuple[str, str, bool]], str, 
         "asks for a token that was issued for this operation",
     ),
     "a token alone": (
-        [tokens(RedisCache(URL))],
+        [OneTimeToken(RedisCache(URL))],
         [("OneTimeToken(RedisCache)", "record", False)],
         "at least once",
         "at least once",
         LOSSY,
     ),
     "a token in the transaction": (
-        [tokens(joined())],
+        [OneTimeToken(joined())],
         [("OneTimeToken(UniqueInsert)", "record", True)],
         "exactly once",
         "at least once",
@@ -270,7 +270,7 @@ def test_the_text_says_the_same_as_the_data(name: str) -> None:
     ],
 )
 def test_what_becomes_of_orphans_decides_what_a_lease_guarantees(on_orphan: Any, effects: str) -> None:
-    for using in ([leased()], [RedisCache(URL)], [newest(leased())], [tokens(leased())]):
+    for using in ([leased()], [RedisCache(URL)], [newest(leased())], [OneTimeToken(leased())]):
         told = decorated(using, on_orphan=on_orphan).explain()
         assert (told.joined_effects, told.foreign_effects) == (effects, effects)
     assert decorated([joined()], on_orphan=on_orphan).explain().joined_effects == "exactly once"
@@ -298,7 +298,7 @@ REFUSED: dict[str, tuple[list[Strategy], str]] = {
     "a ledger around a token": ([RedisCache(URL), tokens(Memory())], "stands first"),
     "a local cache around a token": ([LocalCache(), tokens(Memory()), joined()], "stands first"),
     "two tokens": ([tokens(Memory()), tokens(Memory())], "stands first"),
-    "a token around a token": ([tokens(tokens(Memory()))], "takes a ledger"),
+    "a token around a token": ([OneTimeToken(tokens(Memory()))], "takes a ledger"),
     "a token around a local cache": ([tokens(LocalCache()), leased()], "in front of a ledger"),
     "a token around a guard": ([tokens(state())], "takes a ledger"),
     "a token around a ledger with a key of its own": (
@@ -307,7 +307,7 @@ REFUSED: dict[str, tuple[list[Strategy], str]] = {
     ),
     "a token in the transaction, in front of a record": ([tokens(joined()), leased()], "stands last"),
     "versions around versions": ([newest(newest(leased()))], "takes a ledger"),
-    "versions around a token": ([newest(tokens(Memory()))], "takes a ledger"),
+    "versions around a token": ([newest(OneTimeToken(Memory()))], "takes a ledger"),
     "versions around a local cache": ([newest(LocalCache())], "in front of a ledger"),
     "versions in the transaction, in front of a record": ([newest(joined()), leased()], "stands last"),
     "a record that may be passed by": ([RedisCache(URL, required=False)], "required=False"),

@@ -13,7 +13,7 @@ from idempo.contracts import Inner, KeySpec, Layer, Site, Strategy
 from idempo.errors import KeyRefusedError, VersionConflictError
 from idempo.events import tell
 from idempo.guarantees import Part
-from idempo.layers import enclosed
+from idempo.layers import asking_about, enclosed
 from idempo.records import MISSING, Call, Done, Record
 from idempo.specs import value_reader
 from idempo.steps import Steps
@@ -84,6 +84,10 @@ class MonotonicVersion:
         check_answer("stale", self._stale, site)
         note = "applies no version of an entity below the highest one; it knows that one for as long as keep= says"
         layer, part = enclosed(site, self._ledger, "MonotonicVersion", note)
+        if part.lossy and part.role == "own key":
+            part = replace(
+                part, notes=(*part.notes, f"{part.strategy} knows the highest version while it keeps the key")
+            )
         changed = None
         if self._changed is not None:
             changed = value_reader(self._changed, site.parameters, what="changed", operation=site.operation)
@@ -115,7 +119,8 @@ class _Layer:
             return inner(own if self.part.role == "record" else call)
 
         try:
-            done: Done = yield from replace(self.layer, ledger=ledger).around(self.rekey(call), admitted)
+            layer = replace(asking_about(self.layer, call), ledger=ledger)
+            done: Done = yield from layer.around(self.rekey(call), admitted)
             return done
         except SupersededError as superseded:
             if superseded.source is not ledger.judge:
@@ -127,7 +132,9 @@ class _Layer:
                     expected=superseded.expected, found=superseded.found,
                 ) from None  # fmt: skip
             found = superseded.found
-        return (yield from answered(self.stale, found, call, self.site.terms))
+        answer = yield from answered(self.stale, found, call, self.site.terms)
+        # The version that was found may still be undone, so nothing in front may keep this answer.
+        return replace(answer, durable=False)
 
     def _versioned(self, call: Call) -> Versioned | VersionedJoined:
         version = self.version(call)

@@ -14,7 +14,7 @@ from idempo.contracts import Inner, KeySpec, Layer, Site, Strategy
 from idempo.errors import ConfigurationError, KeyRefusedError, KeyTemplateError
 from idempo.guarantees import Part
 from idempo.keys import check_given, digest, key_given
-from idempo.layers import enclosed, good_for
+from idempo.layers import asking_about, enclosed, good_for
 from idempo.records import Call, Done, Issued, Record
 from idempo.specs import Arguments, Field, parse, value_reader
 from idempo.steps import Steps, arun, run
@@ -92,7 +92,12 @@ class OneTimeToken:
         note = "asks for a token that was issued for this operation" + (
             "" if site.scope is None else " and scope"
         )
-        layer, part = enclosed(site, self._ledger, "OneTimeToken", note)
+        notes = [note]
+        if not site.tier and spec != site.key:
+            notes.append(
+                f"runs once for each token: nothing remembers {site.key!r}; put a ledger inside for that"
+            )
+        layer, part = enclosed(site, self._ledger, "OneTimeToken", *notes)
         if not callable(getattr(layer.ledger, "issue", None)):
             raise ConfigurationError(f"{site.operation}: {type(self._ledger).__name__} cannot issue tokens")
         if isinstance(spec, tuple):
@@ -104,10 +109,15 @@ class OneTimeToken:
 
         if site.scope is not None:
             check_given(site.scope, what="scope", operation=site.operation)
-        ignores = frozenset[str]() if self._key is None else _only(spec, site)
+        if self.carried is not None and self.carried.database is None:
+            raise ConfigurationError(
+                f"{site.operation}: tokens are issued outside of calls: give the UniqueInsert in it an engine too"
+            )
+        ignores = _only(spec, site)
         bound = _Layer(
-            site, layer, part, read, site.rekeyed(token, _ROLE), self._reuse, ignores, self._key is None
-        )
+            site, layer, part, read, site.rekeyed(token, _ROLE), self._reuse, ignores,
+            own=spec != site.key, of_key=_names(site.key, ignores),
+        )  # fmt: skip
         self._bound[site.operation] = bound
         return bound
 
@@ -161,6 +171,14 @@ def _only(spec: KeySpec, site: Site) -> frozenset[str]:
     return frozenset(part.parameter for part in parts if isinstance(part, Field) and not part.steps)
 
 
+def _names(spec: KeySpec, parameters: frozenset[str]) -> bool:
+    """True if a key shows one of these parameters."""
+    texts = (spec,) if isinstance(spec, str) else spec if isinstance(spec, tuple) else ()
+    return callable(spec) or any(
+        one == text or f"{{{one}}}" in text or f"{{{one}." in text for text in texts for one in parameters
+    )
+
+
 def _text(token: object) -> str:
     """The token as text: what was made as a number comes back from a form as digits."""
     if isinstance(token, bool) or not isinstance(token, str | int | uuid.UUID) or token == "":
@@ -186,8 +204,10 @@ class _Layer:
     rekey: Callable[[Call], Call]
     reuse: Reuse
     ignores: frozenset[str]
+    own: bool
+    """True if the token is not the decorator's key."""
     of_key: bool
-    """True if the decorator's key is the token."""
+    """True if the decorator's key shows the token."""
 
     @property
     def shown(self) -> Callable[[str], str] | None:
@@ -206,9 +226,9 @@ class _Layer:
             return inner(own if self.part.role == "record" else call)
 
         spent = self._spent(call)
-        if self.part.role == "own key":
+        if self.own:
             spent = good_for(call, spent)
-        done: Done = yield from self.layer.around(spent, admitted)
+        done: Done = yield from asking_about(self.layer, call).around(spent, admitted)
         return done
 
     def lookup(self, call: Call) -> Steps[Record | None]:

@@ -17,7 +17,7 @@ from idempo.errors import CompositionError, ConfigurationError
 from idempo.guarantees import Part
 from idempo.records import Call, Done, Record
 from idempo.steps import Shielded, Steps, ending
-from idempo.units import connection_of
+from idempo.units import connection_of, transaction_of
 
 __all__ = ["ReadOnly"]
 
@@ -138,11 +138,14 @@ class _Ban:
         """In the caller's transaction: undoing it allows writing again. "" in ours, which ends."""
         self._driver: Any = None
         self._lift = ""
+        self._transaction: Any = None
+        self._nested: Any = None
 
     def forbid(self, holder: Any) -> None:
         """Sources: PostgreSQL, "SET TRANSACTION"; MySQL, "SET TRANSACTION"; SQLite, "PRAGMA query_only"."""
         if isinstance(holder, Session):
             holder.flush()  # what the caller has not sent yet is his, and no write of the function
+        self._transaction, self._nested = transaction_of(holder), holder.get_nested_transaction()
         connection = connection_of(holder)
         match connection.dialect.name:
             case "sqlite":
@@ -166,7 +169,9 @@ class _Ban:
             cursor = self._driver.cursor()  # below the session, which may have failed
             cursor.execute(self._lift)
             cursor.close()
-        elif self._savepoint:
+        elif self._savepoint and transaction_of(holder) is self._transaction:
+            while (nested := holder.get_nested_transaction()) is not None and nested is not self._nested:
+                nested.rollback()
             connection = connection_of(holder)
             connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {self._savepoint}")
             connection.exec_driver_sql(f"RELEASE SAVEPOINT {self._savepoint}")

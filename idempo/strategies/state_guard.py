@@ -20,7 +20,7 @@ from idempo.guarantees import Part
 from idempo.guarding import Admission, Guarding, transaction_for
 from idempo.loaded import Loaded
 from idempo.records import MISSING, Call, Done
-from idempo.rows import BusinessRow, column_of, fits
+from idempo.rows import BusinessRow, column_of, fits, is_mysql, unchanged
 from idempo.steps import Steps
 
 __all__ = ["StateGuard"]
@@ -153,6 +153,7 @@ class _Layer(Admission):
         state = self._move(connection, at, values, call)
         match self._verdict(state):
             case "apply":
+                loaded.renew(self.named.attribute, [*self.sources, self.to], locked=is_mysql(connection))
                 loaded.assign(self.named.attribute, self.to)
                 return "apply", self.to, loaded
             case "already" if self.already is not MISSING:
@@ -173,9 +174,11 @@ class _Layer(Admission):
             return self.sources[0]
         self.row.lock(connection, at, values, wait)
         state = self.row.read(connection, values, [column], call, locked=True)[0]
-        if state in self.sources:
-            # Ours now: nobody can change it any more. MySQL may count nothing where a state leads to itself.
-            self._update(connection, at, values, wait)
+        if state not in self.sources:
+            return state
+        # Ours now: nobody can change it any more. MySQL may count nothing where a state leads to itself.
+        if self._update(connection, at, values, wait) != 1 and state != self.to:
+            raise unchanged(self.named, call)
         return state
 
     def _update(self, connection: Connection, at: Dialect, values: dict[str, Any], wait: float) -> int:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
 from idempo.asking import NotAdmitted, RunAgain
-from idempo.connections import Source
+from idempo.connections import Source, on
 from idempo.contracts import Inner, KeySpec, Layer, Site
 from idempo.dialects import Dialect
 from idempo.errors import ConfigurationError, RowMissingError, VersionConflictError
@@ -19,8 +19,9 @@ from idempo.guarantees import Part
 from idempo.guarding import Admission, Guarding, transaction_for
 from idempo.loaded import Loaded
 from idempo.records import Call, Done
-from idempo.rows import BusinessRow, Named, column_of
+from idempo.rows import BusinessRow, Named, column_of, is_mysql, unchanged
 from idempo.steps import Steps
+from idempo.units import transaction_of
 from idempo.versions import version_reader
 from idempo.waiting import WaitPolicy, retry_policy
 
@@ -133,7 +134,9 @@ class _Layer(Admission):
             loaded = Loaded(holder, self.mapper, self.row, values)
             if not (self.row.certain and self._count_up(connection, at, values, expected)):
                 self._lock(connection, at, values, call, expected)
-                self._count_up(connection, at, values, expected)
+                if not self._count_up(connection, at, values, expected):
+                    raise unchanged(self.named, call)
+            loaded.renew(self.named.attribute, [expected, expected + 1], locked=is_mysql(connection))
             loaded.assign(self.named.attribute, expected + 1)
             return loaded
 
@@ -144,20 +147,29 @@ class _Layer(Admission):
         self, call: Call, inner: Inner, values: dict[str, Any], expected: int | None
     ) -> Steps[Done]:
         marks: list[Any] = []
+        transactions: list[Any] = []
 
         def look(holder: Any, connection: Connection, at: Dialect) -> tuple[int, Loaded]:
             loaded = Loaded(holder, self.mapper, self.row, values)
             if expected is not None:
                 self._lock(connection, at, values, call, expected)
             version = self._read(connection, values, call, locked=expected is not None)
+            loaded.renew(
+                self.named.attribute, [version], locked=expected is not None and is_mysql(connection)
+            )
             loaded.watch()
+            transactions.append(transaction_of(holder))
             if self.counted and isinstance(holder, Session):
                 marks.append(holder.begin_nested())  # a conflict that the ORM finds undoes no more than this
             return version, loaded
 
-        def compare(holder: Any, connection: Connection, at: Dialect) -> None:
+        def send(holder: Any) -> None:
             if isinstance(holder, Session):
-                holder.flush()
+                holder.flush()  # what it raises is the function's error
+
+        def compare(holder: Any, connection: Connection, at: Dialect) -> None:
+            if transaction_of(holder) is not transactions[0]:
+                return  # the function has ended the transaction by itself, and the claim with it
             for mark in marks:
                 if mark.is_active:
                     mark.commit()
@@ -172,6 +184,7 @@ class _Layer(Admission):
         try:
             done = yield from loaded.during(inner(call))
             if done.error is None:
+                yield on(self.carried.given(call, self.site.colour), send)
                 yield from self.asked(call, compare, ran=True)
         except NotAdmitted as refused:
             loaded.undo()
