@@ -165,6 +165,8 @@ class SqlUnit:
         try:
             connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {savepoint}")
         except DBAPIError:
+            if connection.dialect.name not in ("mysql", "mariadb"):
+                raise
             # InnoDB has undone all of it, for a deadlock: a commit must not leave out what the caller wrote before.
             connection.invalidate()
             raise

@@ -184,9 +184,10 @@ class Versioned:
         return (yield from self.ledger.renew(call, lease))
 
     def lookup(self, digest: bytes) -> Steps[Record | None]:
-        """The record, if it is that of this version."""
+        """The record, unless it is the first result of another version."""
         record = yield from self.ledger.lookup(digest)
-        if record is None or record.payload is None or _opened(record.payload).version != self.judge.version:
+        payload = None if record is None else record.payload
+        if payload is not None and _opened(payload).version != self.judge.version:
             return None
         return unframed(record)
 

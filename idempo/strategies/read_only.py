@@ -145,7 +145,7 @@ class _Ban:
         """Sources: PostgreSQL, "SET TRANSACTION"; MySQL, "SET TRANSACTION"; SQLite, "PRAGMA query_only"."""
         if isinstance(holder, Session):
             holder.flush()  # what the caller has not sent yet is his, and no write of the function
-        self._transaction, self._nested = transaction_of(holder), holder.get_nested_transaction()
+        self._nested = holder.get_nested_transaction()
         connection = connection_of(holder)
         match connection.dialect.name:
             case "sqlite":
@@ -159,6 +159,8 @@ class _Ban:
                 # For the session, not for the transaction: DDL ends that one and is none of the next.
                 read_only, read_write = (f"SET SESSION TRANSACTION READ {mode}" for mode in ("ONLY", "WRITE"))
                 self._set(connection, read_only, read_write)
+
+        self._transaction = transaction_of(holder)  # begun now, if it was not before
 
     def _set(self, connection: Connection, ban: str, lift: str) -> None:
         connection.exec_driver_sql(ban)
