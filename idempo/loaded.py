@@ -29,6 +29,7 @@ class Loaded:
         if self._session is not None and mapper is not None:
             keys = [mapper.get_property_by_column(named.column).key for named in row.where]
             self._shown = [(key, values[f"w_{number}"]) for number, key in enumerate(keys)]
+        self._fresh: set[int] = set()
         self.written = False
         """True once the ORM has written or deleted the row, since `watch`."""
 
@@ -48,6 +49,14 @@ class Loaded:
         for one in [] if session is None else list(session.identity_map.values()):
             if self._shows(one) and vars(one).get(attribute) not in values and session is not None:
                 session.refresh(one, with_for_update=True if locked else None)
+                self._fresh.add(id(one))
+
+    def count_up(self, attribute: str) -> None:
+        """Show a version one higher, where the row was not read again since."""
+        for one in [] if self._session is None else self._session.identity_map.values():
+            if self._shows(one) and isinstance(vars(one).get(attribute), int) and id(one) not in self._fresh:
+                self._before.append((one, attribute, vars(one)[attribute]))
+                set_committed_value(one, attribute, vars(one)[attribute] + 1)
 
     def _shows(self, one: Any) -> bool:
         return isinstance(one, self._class) and all(vars(one).get(key) == value for key, value in self._shown)

@@ -111,11 +111,12 @@ def unchanged(named: Named, call: Call) -> ConfigurationError:
 class BusinessRow:
     """One row of a table of the user's, named by `where`: columns, and what a call has for each."""
 
-    def __init__(self, table: Table, where: Mapping[Any, KeySpec]) -> None:
+    def __init__(self, table: Table, where: Mapping[Any, KeySpec], mapper: Mapper[Any] | None) -> None:
         named: Any = where
         if not isinstance(named, Mapping) or not named:
             raise ConfigurationError("where= takes columns and what names the row: {Order.id: '{order_id}'}")
         self.table = table
+        self._mapper = mapper
         self.where = {column_of(given, "where="): spec for given, spec in where.items()}
         for named in self.where:
             if named.column.table is not table:
@@ -149,18 +150,21 @@ class BusinessRow:
         expected: Iterable[Any],
         new: Any,
         wait: float,
+        counted: Column[Any] | None = None,
     ) -> int:
-        """Set `column` to `new` where it is one of `expected`; return how many rows were matched.
+        """Set `column` to `new` where it is one of `expected`, and count `counted` up; return how many rows matched.
 
         MySQL without FOUND_ROWS counts the rows that were changed.
         """
         olds = {f"old_{number}": old for number, old in enumerate(expected)}
-        statement = self._update(connection, column, len(olds))
-        return at.execute_bounded(connection, statement, {**values, **olds, "new": new}, wait).count
+        statement = self._update(connection, column, len(olds), counted)
+        given = {**values, **self._kind_values(), **olds, "new": new}
+        return at.execute_bounded(connection, statement, given, wait).count
 
     def lock(self, connection: Connection, at: Dialect, values: Mapping[str, Any], wait: float) -> None:
         """Lock the row by its key alone, whatever state it is in; wait for others `wait` seconds at the most."""
-        at.execute_bounded(connection, self._lock(connection, nowait=wait <= 0), dict(values), wait)
+        given = {**values, **self._kind_values()}
+        at.execute_bounded(connection, self._lock(connection, nowait=wait <= 0), given, wait)
 
     def read(
         self,
@@ -182,6 +186,8 @@ class BusinessRow:
         """Return `query` for the rows that `where` matches, two at the most."""
         for number, named in enumerate(self.where):
             query = query.where(named.column == values[f"w_{number}"])
+        if (kinds := self._kinds()) is not None:
+            query = query.where(kinds[0].in_(kinds[1]))
         query = query.limit(2)
         return query.with_for_update() if locked else query
 
@@ -209,14 +215,29 @@ class BusinessRow:
     def __str__(self) -> str:
         return ", ".join(f"{named.column.name}={spec}" for named, spec in self.where.items())
 
-    def _update(self, connection: Connection, column: Column[Any], count: int) -> TextClause:
+    def _kinds(self) -> tuple[Column[Any], list[Any]] | None:
+        """The column that tells classes in one table apart, and what it holds for the class that is meant."""
+        mapper = self._mapper
+        if mapper is None or not mapper.single or not isinstance(mapper.polymorphic_on, Column):
+            return None
+        return mapper.polymorphic_on, [one.polymorphic_identity for one in mapper.self_and_descendants]
+
+    def _kind_values(self) -> dict[str, Any]:
+        kinds = self._kinds()
+        return {} if kinds is None else {f"kind_{number}": one for number, one in enumerate(kinds[1])}
+
+    def _update(
+        self, connection: Connection, column: Column[Any], count: int, counted: Column[Any] | None
+    ) -> TextClause:
         dialect, table = connection.dialect, self._table(connection)
         made = self._statements.get((dialect.name, table, column.name, count))
         if made is not None:
             return made
         quoted = _quoted(column.name, dialect)
         olds = " OR ".join(f"{quoted} = :old_{number}" for number in range(count))
-        sql = f"UPDATE {table} SET {quoted} = :new WHERE {self._matches(dialect)} AND ({olds})"
+        version = "" if counted is None else _quoted(counted.name, dialect)
+        counting = f", {version} = {version} + 1" if version else ""
+        sql = f"UPDATE {table} SET {quoted} = :new{counting} WHERE {self._matches(dialect)} AND ({olds})"
         types = {"new": column.type} | {f"old_{number}": column.type for number in range(count)}
         return self._statement((dialect.name, table, column.name, count), sql, types)
 
@@ -238,10 +259,19 @@ class BusinessRow:
 
     def _matches(self, dialect: SqlDialect) -> str:
         names = (_quoted(named.column.name, dialect) for named in self.where)
-        return " AND ".join(f"{name} = :w_{number}" for number, name in enumerate(names))
+        matches = " AND ".join(f"{name} = :w_{number}" for number, name in enumerate(names))
+        kinds = self._kinds()
+        if kinds is None:
+            return matches
+        kind = _quoted(kinds[0].name, dialect)
+        wanted = " OR ".join(f"{kind} = :kind_{number}" for number in range(len(kinds[1])))
+        return f"{matches} AND ({wanted})"
 
     def _statement(self, key: tuple[str, str, str, int], sql: str, types: dict[str, Any]) -> TextClause:
         types |= {f"w_{number}": named.column.type for number, named in enumerate(self.where)}
+        kinds = self._kinds()
+        if kinds is not None:
+            types |= dict.fromkeys(self._kind_values(), kinds[0].type)
         made = text(sql).bindparams(*(bindparam(name, type_=kind) for name, kind in types.items()))
         return self._statements.setdefault(key, made)
 

@@ -76,7 +76,7 @@ class SelectForUpdate(Guarding):
         self._target = target
         self._mapper = _mapper_of(target)
         table: Any = target if self._mapper is None else self._mapper.local_table
-        self._row = BusinessRow(table, where)
+        self._row = BusinessRow(table, where, self._mapper)
         self._done, self._answer, self._into = done, answer, into
         self._wait = 0.0 if nowait else None if timeout is None else seconds_of("timeout", timeout, most=_DAY)
         self.carried = transaction_for(join, engine)

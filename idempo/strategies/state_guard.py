@@ -20,7 +20,7 @@ from idempo.guarantees import Part
 from idempo.guarding import Admission, Guarding, transaction_for
 from idempo.loaded import Loaded
 from idempo.records import MISSING, Call, Done
-from idempo.rows import BusinessRow, column_of, fits, is_mysql, unchanged
+from idempo.rows import BusinessRow, Named, column_of, fits, is_mysql, unchanged
 from idempo.steps import Steps
 
 __all__ = ["StateGuard"]
@@ -74,7 +74,7 @@ class StateGuard(Guarding):
         engine: Source | None = None,
     ) -> None:
         self._named = column_of(column, "StateGuard")
-        self._row = BusinessRow(self._named.table, where)
+        self._row = BusinessRow(self._named.table, where, self._named.mapper)
         self._flow = flow_of(flow, self._state)
         self._to = self._state(to)
         self._sources = self._flow.sources(self._to)
@@ -100,7 +100,8 @@ class StateGuard(Guarding):
         )
         return _Layer(
             site, self.carried, self._row.table, self._named.mapper, part,
-            row=self._row, named=self._named, values=values, flow=self._flow, to=self._to, sources=self._sources,
+            row=self._row, named=self._named, counted=_version_of(self._named), values=values, flow=self._flow,
+            to=self._to, sources=self._sources,
             already=self._already, superseded=self._superseded,
         )  # fmt: skip
 
@@ -125,6 +126,7 @@ class StateGuard(Guarding):
 class _Layer(Admission):
     row: BusinessRow
     named: Any
+    counted: Named | None
     values: Any
     flow: Flow
     to: Any
@@ -155,6 +157,8 @@ class _Layer(Admission):
             case "apply":
                 loaded.renew(self.named.attribute, [*self.sources, self.to], locked=is_mysql(connection))
                 loaded.assign(self.named.attribute, self.to)
+                if self.counted is not None:
+                    loaded.count_up(self.counted.attribute)
                 return "apply", self.to, loaded
             case "already" if self.already is not MISSING:
                 return "already", state, loaded
@@ -182,8 +186,9 @@ class _Layer(Admission):
         return state
 
     def _update(self, connection: Connection, at: Dialect, values: dict[str, Any], wait: float) -> int:
+        counted = None if self.counted is None else self.counted.column
         return self.row.compare_and_set(
-            connection, at, values, self.named.column, self.sources, self.to, wait
+            connection, at, values, self.named.column, self.sources, self.to, wait, counted
         )
 
     def _verdict(self, state: Any) -> Verdict:
@@ -209,6 +214,17 @@ class _Layer(Admission):
             state=state,
             target=self.to,
         )
+
+
+def _version_of(named: Named) -> Named | None:
+    """The version that SQLAlchemy compares in its own UPDATEs of this row: ours must be seen by them."""
+    mapper = named.mapper
+    if mapper is None or mapper.version_id_col is None or mapper.version_id_generator is False:
+        return None
+    column: Any = mapper.version_id_col
+    if column.table is not named.column.table or column.type.python_type is not int:
+        return None
+    return Named(column, mapper.get_property_by_column(column).key, mapper)
 
 
 def _member(kind: sqlalchemy.Enum, given: Any) -> Any:

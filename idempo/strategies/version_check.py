@@ -70,7 +70,7 @@ class VersionCheck(Guarding):
         engine: Source | None = None,
     ) -> None:
         self._named = column_of(column, "VersionCheck")
-        self._row = BusinessRow(self._named.table, where)
+        self._row = BusinessRow(self._named.table, where, self._named.mapper)
         self._expected = expected
         policy = retry_policy(retries)
         self._retries = policy if retries else None

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Column, Integer, MetaData, String, Table, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from idempo import (
     ConfigurationError,
@@ -14,6 +15,7 @@ from idempo import (
     LeaseLostError,
     LedgerUnavailableError,
     ReadOnly,
+    RowMissingError,
     StateGuard,
     VersionCheck,
     VersionConflictError,
@@ -247,3 +249,42 @@ def test_a_reading_function_that_ends_the_transaction_leaves_a_session_that_work
         session.get(Order, 1).note = "the caller's"
         session.commit()
     assert row(shop)[1] == "the caller's"
+
+
+@every
+@sync_only
+@driven
+def test_a_row_of_another_class_in_the_same_table_is_missing(shop: Shop) -> Steps[None]:
+    """Single-table inheritance: the class that is meant is part of the question."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Paper(Base):
+        __tablename__ = "papers"
+        id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+        kind: Mapped[str] = mapped_column(String(20))
+        status: Mapped[str] = mapped_column(String(20), default="pending")
+        __mapper_args__ = {"polymorphic_on": kind, "polymorphic_identity": "paper"}  # noqa: RUF012
+
+    class Invoice(Paper):
+        __mapper_args__ = {"polymorphic_identity": "invoice"}  # noqa: RUF012
+
+    class Reminder(Invoice):
+        __mapper_args__ = {"polymorphic_identity": "reminder"}  # noqa: RUF012
+
+    Base.metadata.drop_all(shop.outside)
+    Base.metadata.create_all(shop.outside)
+    with shop.sessions() as session:
+        session.add_all([Paper(id=1), Invoice(id=2), Reminder(id=3)])
+        session.commit()
+    guard = StateGuard(
+        Invoice.status, {Invoice.id: "{order_id}"}, {"pending": ["paid"]}, "paid", engine=shop.engine
+    )
+    f = shop.function(nothing, guard)
+    yield from caught(RowMissingError, lambda: f(1, "P-1"))
+    yield f(2, "P-2")
+    yield f(3, "P-3")
+    with shop.sessions() as session:
+        states = {one.id: one.status for one in session.scalars(select(Paper))}
+    assert states == {1: "pending", 2: "paid", 3: "paid"}

@@ -9,10 +9,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.orm.exc import StaleDataError
 from sqlalchemy.pool import NullPool
 
-from idempo import RowMissingError, VersionCheck, VersionConflictError
+from idempo import RowMissingError, StateGuard, VersionCheck, VersionConflictError
 from idempo.steps import Steps
 from idempo.testing import Effects
-from tests.guards.support import OURS, SESSION, Declined, Shop, callers, driven, on, sync_only
+from tests.guards.support import OURS, SESSION, Declined, Shop, callers, driven, nothing, on, sync_only
 from tests.guards.support_rows import versioned
 from tests.traps.support import caught
 
@@ -396,3 +396,28 @@ def test_a_conflict_that_the_orm_finds_leaves_what_the_caller_has_written(shop: 
         session.commit()
     assert row(shop, Mark) == (2, "the caller's")
     assert row(shop) == (7, "")
+
+
+@servers
+@sync_only
+@driven
+def test_a_transition_is_seen_by_whoever_has_loaded_the_row_before(shop: Shop) -> Steps[None]:
+    """SQLAlchemy compares its version at each UPDATE; a `StateGuard` counts it too."""
+    using = StateGuard(Page.title, {Page.id: "{order_id}"}, {"": ["paid"]}, "paid", engine=shop.engine)
+    f = shop.function(nothing, using)
+    with shop.sessions() as early, shop.sessions() as session:
+        page = early.get(Page, 1)
+        early.commit()
+        own = session.get(Page, 1)
+        yield f(1, "P-1", session=session)
+        assert (own.version, own.title) == (2, "paid")
+        own.body = "and on"
+        session.commit()
+        assert row(shop) == (3, "paid")
+        page.version  # noqa: B018  # read again only if it has expired
+    with shop.sessions() as late:
+        stale = late.get(Page, 1)
+        put(shop, version=9)
+        stale.body = "too late"
+        with pytest.raises(StaleDataError):
+            late.commit()

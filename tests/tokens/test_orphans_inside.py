@@ -167,8 +167,10 @@ def test_superseded_by_what_is_then_undone_is_nothing_that_a_tier_keeps(tmp_path
 def test_a_token_that_is_part_of_the_key_is_hidden_too(key: Any) -> None:
     tokens, record, shown = OneTimeToken(Memory(), key="{token}"), Memory(), list[str]()
 
-    @idempotent(key=key, using=[tokens, record], hooks=[lambda event: shown.append(event.key)])
-    def place(token: str, order: str = "A") -> None: ...
+    def placing(token: str, order: str = "A") -> None: ...
+
+    hooks = [lambda event: shown.append(event.key)]
+    place: Any = idempotent(key=key, using=[tokens, record], hooks=hooks)(placing)
 
     token = tokens.issue()
     place(token)
