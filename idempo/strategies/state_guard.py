@@ -11,6 +11,7 @@ import sqlalchemy
 from sqlalchemy import Connection
 
 from idempo.asking import answered, check_answer
+from idempo.columns import Named, column_of, fits
 from idempo.connections import Source
 from idempo.contracts import Inner, KeySpec, Layer, Site
 from idempo.dialects import Dialect
@@ -20,7 +21,7 @@ from idempo.guarantees import Part
 from idempo.guarding import Admission, Guarding, transaction_for
 from idempo.loaded import Loaded
 from idempo.records import MISSING, Call, Done
-from idempo.rows import BusinessRow, Named, column_of, fits, is_mysql, unchanged
+from idempo.rows import BusinessRow, is_mysql, unchanged
 from idempo.steps import Steps
 
 __all__ = ["StateGuard"]

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.exc import StaleDataError
 
 from idempo.asking import NotAdmitted, RunAgain
+from idempo.columns import Named, column_of
 from idempo.connections import Source, on
 from idempo.contracts import Inner, KeySpec, Layer, Site
 from idempo.dialects import Dialect
@@ -19,7 +20,7 @@ from idempo.guarantees import Part
 from idempo.guarding import Admission, Guarding, transaction_for
 from idempo.loaded import Loaded
 from idempo.records import Call, Done
-from idempo.rows import BusinessRow, Named, column_of, is_mysql, unchanged
+from idempo.rows import BusinessRow, is_mysql, unchanged
 from idempo.steps import Steps
 from idempo.units import transaction_of
 from idempo.versions import version_reader
