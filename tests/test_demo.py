@@ -299,12 +299,10 @@ def _gone(pid: int) -> bool:
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def running(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
     """A demo at work, on so many payments that it does not end by itself."""
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    env = {**os.environ, "TMPDIR": str(temporary)}
-    source = tmp_path / "callbacks.jsonl"
+    env = {**os.environ, "TMPDIR": str(tmp_path)}  # as short as it can be: sockets are made there
+    source = tmp_path_factory.mktemp("in") / "callbacks.jsonl"
     source.write_text(
         "".join(
             f"{line}\n".replace('"PAY-', f'"PAY-{copy:03}') for copy in range(8) for line in sample.lines()
@@ -342,7 +340,7 @@ def test_no_process_stays_behind(
     assert running.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}.get(number, -number)
     assert "Traceback" not in out + err
     if number != signal.SIGKILL:
-        assert not list((tmp_path / "temporary").iterdir())
+        assert not list(tmp_path.iterdir())
 
 
 def test_the_first_line_of_a_payment_decides_about_its_amount(tmp_path: Path) -> None:
