@@ -233,6 +233,47 @@ def purge(
     print(f"purged {total} record{'' if total == 1 else 's'}")
 
 
+@app.command()
+def doctor(
+    url: Url,
+    keep: Annotated[str, typer.Option(help="The keep= of your decorators: seconds, or 12h, 7d, 2w.")] = "7d",
+    retries_over: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Who repeats, and so for how long: stripe, adyen, ..., or 30d. Several times if need be."
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail for warnings, and for what is unknown, too.")
+    ] = False,
+    as_json: AsJson = False,
+    table: TableName = "idempo_records",
+    prefix: Prefix = "idempo:",
+) -> None:
+    """Look for what breaks promises in production, and say how to mend it.
+
+    It changes nothing in the store. The exit code is 1 if there is a danger: a promise can be broken, or no call can
+    succeed.
+    """
+    from dataclasses import asdict
+
+    from idempo.doctor import examine
+    from idempo.doctor.findings import LEVELS
+    from idempo.doctor.retries import seconds_of
+
+    over = retries_over or []
+    found = examine(url, table=table, prefix=prefix, keep=seconds_of(keep), retries_over=over)
+    if as_json:
+        print(without_password(json.dumps([asdict(one) for one in found], indent=2)))
+    for one in [] if as_json else found:
+        print(f"{one.level:8} {one.check}: {cell(without_password(one.says))}")
+        print(f"{'':8} mend: {cell(without_password(one.mend))}\n" * bool(one.mend), end="")
+    counted = {level: sum(one.level == level for one in found) for level in LEVELS}
+    print(", ".join(f"{count} {level}" for level, count in counted.items()), file=sys.stderr)
+    failed = LEVELS[:-1] if strict else LEVELS[:1]
+    raise typer.Exit(1 if any(counted[level] for level in failed) else 0)
+
+
 def _read(url: str, table: str, prefix: str, wanted: Wanted) -> list[Record]:
     with _store(url, table, prefix) as store:
         records = store.records(wanted)

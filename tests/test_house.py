@@ -21,7 +21,10 @@ FLOORS = [
     "strategies strategies.memory strategies.unique_insert strategies.redis_cache strategies.local_cache "
     "strategies.state_guard strategies.version_check strategies.select_for_update strategies.read_only "
     "strategies.one_time_token strategies.monotonic_version",
-    "testing testing.tools testing.promises testing.ledgers inspection",
+    "testing testing.tools testing.promises testing.ledgers inspection "
+    "doctor doctor.findings doctor.looking doctor.retries doctor.clocks doctor.redis_checks doctor.redis_settings "
+    "doctor.redis_rights doctor.redis_replicas doctor.sql_checks doctor.table_checks doctor.postgresql_checks "
+    "doctor.poolers doctor.mysql_checks doctor.mysql_settings doctor.sqlite_checks",
     "__init__ __main__ cli commands presentation "
     + " ".join(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -38,10 +41,15 @@ ONLY_IN = {
         *("strategies.unique_insert", "strategies.state_guard", "strategies.version_check"),
         *("strategies.select_for_update", "strategies.read_only"),
         "inspection",
+        *("doctor.looking", "doctor.sql_checks", "doctor.table_checks"),
+        *("doctor.postgresql_checks", "doctor.mysql_checks", "doctor.sqlite_checks"),
         "cli",
         "commands",
     },
-    "redis": {"strategies.redis_cache", "clients", "inspection", "cli", "commands"},
+    "redis": {
+        *("strategies.redis_cache", "clients", "inspection", "cli", "commands"),
+        *("doctor.redis_checks", "doctor.redis_settings", "doctor.redis_rights", "doctor.redis_replicas"),
+    },
     "tenacity": {"waiting"},
     "pytest": {"testing", "testing.tools", "testing.promises", "testing.ledgers"},
     "msgspec": {"keys", "canonical", "fingerprints", "codec", "leaves", "shapes", "tagged", "annotations"},
