@@ -11,12 +11,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import create_engine, insert, text
+from sqlalchemy import create_engine, insert, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from idempo import (
@@ -37,8 +37,8 @@ from idempo.steps import Pause, Steps, arun, run
 from idempo.strategies.redis_cache import RedisLedger
 from idempo.strategies.unique_insert import SqlLedger
 from idempo.testing import Gate
+from idempo.urls import url_for
 from tests.guards.support import FLOW, Order, Payment
-from tests.servers import async_url
 from tests.traps.support import until
 
 LEASE = 0.3  # of the one that is stopped
@@ -111,7 +111,7 @@ def joined(engine: Any, colour: Colour, guard: str, before: Callable[[], Steps[N
 def engine_for(url: str, colour: Colour, **options: Any) -> Any:
     if colour == "sync":
         return create_engine(url, **options)
-    return create_async_engine(async_url(url).replace("sqlite:", "sqlite+aiosqlite:"), **options)
+    return create_async_engine(url_for(make_url(url), "async"), **options)
 
 
 def write_stock(url: str, key: str, note: str, fence: int) -> int:
@@ -129,12 +129,13 @@ def write_stock(url: str, key: str, note: str, fence: int) -> int:
 class Worker:
     """The process, and what it has said so far."""
 
-    def __init__(self, colour: Colour) -> None:
+    def __init__(self, colour: Colour, environment: Mapping[str, str] | None = None) -> None:
         command = [sys.executable, "-m", "tests.faults.stalled", colour]
         root = Path(__file__).resolve().parents[2]
         self._process = subprocess.Popen(
-            command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+            command, cwd=root, env={**os.environ, **(environment or {})},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
         self._said: dict[tuple[str, str], dict[str, Any]] = {}
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -232,7 +233,8 @@ def _leased_call(words: dict[str, Any], colour: Colour) -> Any:
         return "first"
 
     using = LEDGERS[words["ledger"]](words["url"])
-    return leased(using, colour, words["name"], body, lease=LEASE)(words["call"])
+    terms = {"lease": LEASE} | {name: words[name] for name in ("lease", "keep", "wait") if name in words}
+    return leased(using, colour, words["name"], body, **terms)(words["call"])
 
 
 def _joined_call(words: dict[str, Any], colour: Colour) -> Any:

@@ -181,6 +181,10 @@ class Local:
         self._command, self._folder, self._user, self._env = command, folder, user, env
         self._process: subprocess.Popen[bytes] | None = None
 
+    def run_under(self, command: Sequence[str | Path]) -> None:
+        """From the next start on, let this command run the server's, as `env` does."""
+        self._command = [*command, *self._command]
+
     def start(self) -> None:
         if self._process is not None and self._process.poll() is None:
             raise RuntimeError("the server is still running")
