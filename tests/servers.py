@@ -21,10 +21,21 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
 from tests.provide import containers
-from tests.provide.processes import Engine, Unavailable, free_port, poll, temporary_folder
+from tests.provide.clocks import Clock
+from tests.provide.processes import Engine, Local, Unavailable, free_port, poll, temporary_folder
 from tests.provide.recipes import RECIPES
 
-__all__ = ["KINDS", "Server", "Unavailable", "async_url", "fresh_database", "start", "start_shared", "used"]
+__all__ = [
+    "KINDS",
+    "Clock",
+    "Server",
+    "Unavailable",
+    "async_url",
+    "fresh_database",
+    "start",
+    "start_shared",
+    "used",
+]
 
 KINDS = tuple(RECIPES)
 READY_SECONDS = 30
@@ -84,13 +95,14 @@ class Server:
         return self.engine
 
 
-def start(kind: str, *, places: Sequence[str] | None = None) -> Server:
+def start(kind: str, *, places: Sequence[str] | None = None, clock: Clock | None = None) -> Server:
     """A private instance: from Docker if there is one, else from a program of this machine.
 
-    `places` names where to look for the program instead: "system", "wheel", "debian".
+    `places` names where to look for the program instead: "system", "wheel", "debian". A program of this machine can
+    live under a `clock` that is moved.
     """
     with _named(kind):
-        return _start(kind, durable=True, places=places)
+        return _start(kind, durable=True, places=places, clock=clock)
 
 
 def start_shared(kind: str) -> Server:
@@ -114,9 +126,15 @@ def _named(kind: str) -> Iterator[None]:
         raise
 
 
-def _start(kind: str, *, durable: bool, places: Sequence[str] | None) -> Server:
+def _start(kind: str, *, durable: bool, places: Sequence[str] | None, clock: Clock | None = None) -> Server:
     recipe = RECIPES[kind]
-    if recipe.image and places is None and kind not in _not_docker and containers.available():
+    if (
+        recipe.image
+        and places is None
+        and clock is None
+        and kind not in _not_docker
+        and containers.available()
+    ):
         port = free_port()
         try:
             return _launch(
@@ -128,6 +146,10 @@ def _start(kind: str, *, durable: bool, places: Sequence[str] | None) -> Server:
     folder, port = temporary_folder(), free_port()
     try:
         engine, origin = recipe.local(folder, port, durable, places)
+        if clock is not None:
+            if not isinstance(engine, Local):
+                raise Unavailable(f"{kind} is more than one process")
+            engine.run_under(clock.command)
         return _launch(kind, port, engine, origin + note)
     except Unavailable as reason:
         shutil.rmtree(folder, ignore_errors=True)
