@@ -9,30 +9,31 @@ max_prepared_statements is above 0 (PgBouncer documentation, "max_prepared_state
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
-from idempo.doctor.findings import Finding, danger, ok, warning
+from idempo.doctor.findings import Finding, danger, ok, unknown, warning
+from idempo.doctor.looking import said
 
 __all__ = ["Seen", "judged", "proxy"]
 
 _ROUNDS = 4
 
 
+@dataclass(frozen=True, slots=True)
 class Seen:
-    """What two connections of one client saw: who served them, and who had been announced to them."""
+    """What two connections of one client saw."""
 
-    def __init__(
-        self, announced: Sequence[int], served: Sequence[Sequence[int]], prepared: bool | None
-    ) -> None:
-        self.announced = announced
-        """The process that the server named when the connection was made, for each."""
-        self.served = served
-        """The processes that then executed its statements, for each."""
-        self.prepared = prepared
-        """Whether a prepared statement was there again; None: not tried."""
+    announced: Sequence[int]
+    """The process that the server named when the connection was made, for each."""
+    served: Sequence[Sequence[int]]
+    """The processes that then executed its statements, for each."""
+    prepared: bool | None = None
+    """Whether a prepared statement was there again; None: not tried."""
 
     @property
     def shared(self) -> bool:
@@ -74,16 +75,26 @@ def proxy(raw: Any, another: Callable[[], AbstractContextManager[Any]]) -> Itera
     if not type(raw).__module__.startswith("psycopg"):
         yield ok("proxy", "not looked at: idempo's own driver here is not psycopg")
         return
-    with another() as second:
-        pair = (raw, second)
-        served: tuple[list[int], list[int]] = ([], [])
-        for _ in range(_ROUNDS):
-            for connection, pids in zip(pair, served, strict=True):
-                pids.append(connection.execute("SELECT pg_backend_pid()").fetchone()[0])
-        seen = Seen([one.info.backend_pid for one in pair], served, None)
-        if seen.shared:
-            seen = Seen(seen.announced, served, _follows(pair))
-        yield judged(seen)
+    import psycopg
+
+    try:
+        with another() as second:
+            yield judged(_look((raw, second)))
+    except psycopg.Error as error:
+        yield unknown(
+            "proxy",
+            f"a second connection does not answer beside the first: {said(error)}",
+            "see that the pool has a connection to spare, and ask again",
+        )
+
+
+def _look(pair: Sequence[Any]) -> Seen:
+    served: tuple[list[int], list[int]] = ([], [])
+    for _ in range(_ROUNDS):
+        for connection, pids in zip(pair, served, strict=True):
+            pids.append(connection.execute("SELECT pg_backend_pid()").fetchone()[0])
+    seen = Seen([one.info.backend_pid for one in pair], served)
+    return dataclasses.replace(seen, prepared=_follows(pair)) if seen.shared else seen
 
 
 def _follows(pair: Sequence[Any]) -> bool:

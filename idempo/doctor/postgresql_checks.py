@@ -132,7 +132,9 @@ def durability(found: dict[str, str]) -> Iterator[Finding]:
 
 
 def _replication(connection: Connection, found: dict[str, str]) -> Iterator[Finding]:
-    standbys = connection.scalar(text("SELECT count(*) FROM pg_stat_replication"))
+    # Without a right to know, the state is null. A backup is no standby.
+    sql = "SELECT count(*) FROM pg_stat_replication WHERE coalesce(state, 'streaming') NOT IN ('startup', 'backup')"
+    standbys = connection.scalar(text(sql))
     yield replication(found, int(standbys or 0))
 
 

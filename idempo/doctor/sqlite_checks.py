@@ -18,7 +18,7 @@ from sqlalchemy.pool import NullPool
 
 from idempo.doctor import table_checks
 from idempo.doctor.findings import Finding, danger, ok, unknown, warning
-from idempo.doctor.looking import Looking, looked
+from idempo.doctor.looking import Looking, looked, said
 from idempo.errors import LedgerUnavailableError
 from idempo.sql import Records
 
@@ -73,36 +73,36 @@ def examine(url: URL, records: Records) -> list[Finding]:
         creator=lambda: sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=_SECONDS),
         poolclass=NullPool,
     )
+    found = [version(sqlite3.sqlite_version_info), _writable(path), _file_system(path)]
     try:
         with engine.connect() as connection:
-            return list(looked(_checks(connection, records, path)))
+            found += looked(_checks(connection, records))
     except DBAPIError as error:
-        raise LedgerUnavailableError(f"the file {path} cannot be read: {error.orig}") from error
+        if found[1].level == "ok":
+            raise LedgerUnavailableError(f"the file {path} cannot be read: {said(error)}") from error
+        found.append(unknown("table", f"the file cannot be read: {said(error)}", "mend the file first"))
     finally:
         engine.dispose()
+    return found
 
 
-def _checks(connection: Connection, records: Records, path: Path) -> Iterator[Looking]:
-    yield "version", lambda: [version(sqlite3.sqlite_version_info)]
-    yield "file", lambda: [_writable(path)]
-    yield "file system", lambda: [_file_system(path)]
+def _checks(connection: Connection, records: Records) -> Iterator[Looking]:
     yield "journal", lambda: [_journal(connection)]
     if not inspect(connection).has_table(records.name):
-        yield (
-            "table",
-            lambda: [
-                warning(
-                    "table",
-                    f"there is no table {records.name} in this file; the first call makes it. Is it the right file?",
-                    "idempo init URL",
-                )
-            ],
-        )
+        yield "table", lambda: [_missing(records)]
         return
     yield "table", lambda: [ok("table", f"the table {records.name} is there")]
     yield "columns", lambda: table_checks.columns(connection, records)
     yield "unique key", lambda: table_checks.unique_key(connection, records)
     yield "index", lambda: table_checks.index(connection, records)
+
+
+def _missing(records: Records) -> Finding:
+    return warning(
+        "table",
+        f"there is no table {records.name} in this file; the first call makes it. Is it the right file?",
+        "idempo init URL",
+    )
 
 
 def version(found: tuple[int, int, int]) -> Finding:
