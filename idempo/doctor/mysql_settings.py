@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from idempo.doctor.findings import Finding, danger, ok, warning
+from idempo.doctor.findings import Finding, danger, ok, unknown, warning
 
 __all__ = ["clusters", "durability", "isolation", "limits", "packets", "sql_mode", "writable"]
 
 _RESULT = 1024 * 1024
 _PACKET = 2 * _RESULT + 64 * 1024
 """A result of 1 MiB, each of its bytes escaped, and the statement around it."""
+
+
+def _untold(check: str, name: str) -> Finding:
+    return unknown(check, f"the server does not tell {name}", "see that it is MariaDB or MySQL, with InnoDB")
 
 
 def writable(found: Mapping[str, str]) -> Finding:
@@ -25,8 +29,10 @@ def writable(found: Mapping[str, str]) -> Finding:
 
 
 def durability(found: Mapping[str, str]) -> Iterator[Finding]:
-    fine = True
-    flush = found.get("innodb_flush_log_at_trx_commit", "1")
+    fine = "innodb_flush_log_at_trx_commit" in found
+    flush = found.get("innodb_flush_log_at_trx_commit")
+    if not fine:
+        yield _untold("durability", "innodb_flush_log_at_trx_commit")
     if flush in ("0", "2"):
         fine = False
         says = f"innodb_flush_log_at_trx_commit is {flush}: a crash of the {{}} loses the commits of the last second"
@@ -80,6 +86,8 @@ def clusters(found: Mapping[str, str]) -> Iterator[Finding]:
 
 def isolation(found: Mapping[str, str]) -> Finding:
     level = found.get("transaction_isolation") or found.get("tx_isolation", "")
+    if not level:
+        return _untold("isolation", "transaction_isolation")
     if level == "READ-UNCOMMITTED":
         return warning(
             "isolation",
@@ -110,6 +118,8 @@ def sql_mode(found: Mapping[str, str]) -> Finding:
 
 
 def packets(found: Mapping[str, str]) -> Finding:
+    if "max_allowed_packet" not in found:
+        return _untold("packets", "max_allowed_packet")
     size = int(found.get("max_allowed_packet", 0))
     if size >= _PACKET:
         return ok("packets", f"max_allowed_packet is {size >> 10} KiB, enough for a result of 1 MiB")

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, inspect, text
 
 from idempo.doctor import poolers, table_checks
 from idempo.doctor.clocks import offset_finding
-from idempo.doctor.findings import Finding, danger, ok, warning
+from idempo.doctor.findings import Finding, danger, ok, unknown, warning
 from idempo.doctor.looking import Looking
 from idempo.schema import dialect_of
 from idempo.sql import MICROSECONDS, Records
@@ -57,12 +57,15 @@ def checks(
         text("SELECT name, setting FROM pg_settings WHERE name = ANY(:names)"), {"names": [*_ASKED, *_LIMITS]}
     )
     found: dict[str, str] = {str(name): str(setting) for name, setting in rows}
-    yield "version", lambda: [version(found)]
-    yield "writable", lambda: _writable(connection, found)
-    yield "durability", lambda: durability(found)
-    yield "replication", lambda: _replication(connection, found)
-    yield "isolation", lambda: [isolation(found)]
-    yield "time limits", lambda: [limits(found)]
+    if untold := [name for name in _ASKED if name not in found]:
+        yield "settings", lambda: [_untold(untold)]
+    else:
+        yield "version", lambda: [version(found)]
+        yield "writable", lambda: _writable(connection, found)
+        yield "durability", lambda: durability(found)
+        yield "replication", lambda: _replication(connection, found)
+        yield "isolation", lambda: [isolation(found)]
+        yield "time limits", lambda: [limits(found)]
     yield "proxy", lambda: poolers.proxy(connection.connection.driver_connection, another)
     yield "clock", lambda: [offset_finding(_clock(connection, records))]
     if not inspect(connection).has_table(records.name):
@@ -74,6 +77,14 @@ def checks(
     yield "unique key", lambda: _unique(connection, records, name)
     yield "index", lambda: table_checks.index(connection, records)
     yield "rights", lambda: _rights(connection, records, name)
+
+
+def _untold(names: list[str]) -> Finding:
+    return unknown(
+        "settings",
+        f"the server does not tell {', '.join(names)}, so neither version, durability nor replication is known",
+        "see that it is PostgreSQL 13 or newer, and not something that speaks like it",
+    )
 
 
 def version(found: dict[str, str]) -> Finding:
@@ -207,7 +218,7 @@ def _table(connection: Connection, records: Records, name: str, found: dict[str,
     else:
         yield ok("table", f"the table {records.name} is there")
     off = {"autovacuum_enabled=false", "autovacuum_enabled=off", "autovacuum_enabled=0"} & set(options)
-    if off or found["autovacuum"] == "off":
+    if off or found.get("autovacuum") == "off":
         where = records.name if off else "the whole server"
         yield warning(
             "autovacuum",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from redis.exceptions import ResponseError
+from redis.exceptions import NoPermissionError, ResponseError
 
 from idempo.doctor.findings import Finding, danger, ok, unknown, warning
 
@@ -25,8 +25,11 @@ _FULL = 0.9
 
 
 def about(client: Any) -> dict[str, Any]:
-    """What INFO and, where it is allowed, CONFIG GET tell. A managed service often forbids the second."""
-    found = dict(client.info())
+    """What INFO and CONFIG GET tell, as far as they are allowed. A managed service often forbids the second."""
+    try:
+        found = dict(client.info())
+    except NoPermissionError:  # idempo itself does without
+        found = {}
     for name in _ASKED:
         try:
             found |= client.config_get(name)
@@ -55,7 +58,7 @@ def version(found: Mapping[str, Any]) -> Finding:
 def eviction(found: Mapping[str, Any]) -> Finding:
     policy, limit = found.get("maxmemory-policy"), int(found.get("maxmemory") or 0)
     mend = f"CONFIG SET maxmemory-policy noeviction, in the configuration file too; {_INNER}"
-    if policy is None:
+    if policy is None or "maxmemory" not in found:
         return unknown(
             "eviction", "the server does not tell its maxmemory-policy", "see that it is noeviction"
         )
@@ -152,7 +155,13 @@ def persistence(found: Mapping[str, Any]) -> Finding:
 
 
 def replication(found: Mapping[str, Any]) -> Finding:
-    if found.get("role") == "slave":
+    if "role" not in found:
+        return unknown(
+            "replication",
+            "the server does not tell its role",
+            "see that it is a primary, and how it replicates",
+        )
+    if found["role"] == "slave":
         return danger(
             "replication",
             "this is a replica: it refuses writes, so every call fails; a writable one would forget them",

@@ -8,7 +8,7 @@ from sqlalchemy.pool import NullPool
 
 from idempo import LedgerUnavailableError
 from idempo.doctor.mysql_checks import version
-from idempo.doctor.mysql_settings import clusters, durability, writable
+from idempo.doctor.mysql_settings import clusters, durability, isolation, packets, writable
 from tests.doctor.support import about, bad, examined, execute, initialised, level
 from tests.servers import Server, fresh_database, start
 
@@ -163,6 +163,11 @@ def test_clusters_and_binary_logs_are_known_by_their_variables() -> None:
     assert [one.level for one in durability({"log_bin": "ON", "sync_binlog": "1"})] == ["ok"]
     assert [one.level for one in durability({"innodb_doublewrite": "OFF"})] == ["danger"]
     assert writable({"super_read_only": "ON"}).level == "danger"
+
+
+def test_a_server_that_tells_nothing_is_never_ok() -> None:
+    for found in (*durability({}), isolation({}), packets({})):
+        assert found.level == "unknown"
 
 
 def test_old_versions_are_refused() -> None:

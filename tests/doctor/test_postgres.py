@@ -12,7 +12,7 @@ from sqlalchemy.pool import NullPool
 from idempo import IdempoError, LedgerUnavailableError, UniqueInsert, idempotent
 from idempo.doctor import postgresql_checks, sql_checks
 from idempo.doctor.poolers import Seen, judged
-from idempo.doctor.postgresql_checks import replication, version
+from idempo.doctor.postgresql_checks import limits, replication, version
 from tests.doctor.pgbouncer import pgbouncer
 from tests.doctor.support import about, bad, examined, execute, initialised, level
 from tests.provide.processes import Local, poll
@@ -133,6 +133,11 @@ def test_a_missing_table_is_found_and_not_made(own: Server) -> None:
         ("table", "ALTER TABLE idempo_records SET UNLOGGED", "danger"),
         ("autovacuum", "ALTER TABLE idempo_records SET (autovacuum_enabled = false)", "warning"),
         ("index", "DROP INDEX idempo_records_keep_until", "warning"),
+        (
+            "index",
+            "DROP INDEX idempo_records_keep_until; CREATE INDEX other ON idempo_records (state, keep_until)",
+            "warning",
+        ),
         ("unique key", "ALTER TABLE idempo_records DROP CONSTRAINT idempo_records_pkey", "danger"),
         (
             "unique key",
@@ -217,6 +222,13 @@ def test_a_standby_that_commits_wait_for_is_fine() -> None:
     assert replication(waiting, 1).level == "ok"
     assert replication({**waiting, "synchronous_commit": "local"}, 1).level == "warning"
     assert replication({**waiting, "synchronous_standby_names": ""}, 1).level == "warning"
+
+
+def test_the_limit_of_newer_servers_is_known() -> None:
+    """PostgreSQL 17 has it; older ones do not tell it at all."""
+    assert limits({"transaction_timeout": "5000"}).level == "warning"
+    assert limits({"transaction_timeout": "60000"}).level == "ok"
+    assert limits({}).level == "ok"
 
 
 def test_an_old_server_is_refused() -> None:
@@ -350,6 +362,16 @@ def test_a_server_that_hangs_in_the_middle_is_given_up(url: str, monkeypatch: py
     )
     with pytest.raises(LedgerUnavailableError):
         examined(url)
+
+
+def test_a_server_that_does_not_tell_its_settings_is_never_ok(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As something that merely speaks like PostgreSQL may do."""
+    monkeypatch.setattr(postgresql_checks, "_ASKED", (*postgresql_checks._ASKED, "no_such_setting"))
+    found = examined(url)
+    assert [(one.check, one.level) for one in bad(found)] == [("settings", "unknown")]
+    assert not about("durability", found)
 
 
 def test_what_the_server_refuses_to_tell_is_unknown(url: str) -> None:

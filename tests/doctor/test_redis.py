@@ -1,6 +1,7 @@
 """The doctor on real Redis and Valkey servers, whose settings are changed for the worse."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ import redis
 from idempo import ConfigurationError, LedgerUnavailableError, RedisCache, idempotent
 from idempo.doctor.redis_settings import persistence, version
 from tests.doctor.support import about, bad, examined, level
-from tests.provide.processes import poll
+from tests.provide.processes import Local, free_port, poll, temporary_folder
+from tests.provide.recipes import _place_of
 from tests.servers import Server, start
 
 KINDS = ("redis", "valkey")
@@ -81,6 +83,15 @@ def test_a_setting_is_found(server: Server, check: str, settings: dict[str, str]
     assert level(check, server.url) == expected
 
 
+def test_replicas_that_are_asked_for_and_missing_are_told_from_those_that_may_lag(server: Server) -> None:
+    with client_of(server) as client:
+        client.config_set("min-replicas-to-write", 1)
+    (found,) = about("replication", examined(server.url))
+    assert "every call is refused" in found.says
+    with pytest.raises(LedgerUnavailableError):
+        calling(server.url)
+
+
 def test_a_danger_says_what_to_do_and_whom_it_concerns(server: Server) -> None:
     with client_of(server) as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
@@ -113,6 +124,14 @@ def test_where_config_is_forbidden_info_tells_as_far_as_it_does(server: Server) 
         client.config_set("appendonly", "no")
     found = {finding.check: finding.level for finding in examined(url)}
     assert (found["eviction"], found["persistence"]) == ("danger", "danger")
+
+
+def test_where_info_is_forbidden_too_nothing_is_ok_that_was_not_seen(server: Server) -> None:
+    url = user_of(server, "~idempo:*", "+@all", "-config", "-info")
+    found = {finding.check: finding.level for finding in examined(url)}
+    unseen = {"version", "eviction", "memory", "persistence", "replication"}
+    assert {name for name, level in found.items() if level == "unknown"} == unseen
+    assert calling(url) == "done"
 
 
 @pytest.mark.parametrize(
@@ -183,6 +202,24 @@ def test_a_cluster_by_the_url_of_a_single_server_is_found(redis_cluster: Server)
 
 def test_a_single_server_by_the_url_of_a_cluster_is_found(own: Server) -> None:
     assert level("cluster", own.url.replace("redis:", "redis+cluster:")) == "danger"
+
+
+def test_a_sentinel_is_no_server_for_records(own: Server) -> None:
+    folder, port = temporary_folder(), free_port()
+    conf = folder / "sentinel.conf"
+    conf.write_text(f"sentinel monitor shop 127.0.0.1 {own.port} 1\n")
+    place = _place_of(own.kind, None)
+    words: list[str | Path] = [place.program, conf, "--sentinel", "--port", str(port), "--bind", "127.0.0.1"]
+    sentinel = Local(words, folder, env=place.environment)
+    url = f"redis://127.0.0.1:{port}/0"
+    try:
+        sentinel.start()
+        poll(lambda: redis.Redis.from_url(url).ping(), seconds=30, give_up=sentinel.check)
+        worst = examined(url)[0]
+        assert (worst.check, worst.level) == ("server", "danger")
+        assert "master_for" in worst.mend
+    finally:
+        sentinel.stop()
 
 
 def test_a_server_that_hangs_is_given_up() -> None:
