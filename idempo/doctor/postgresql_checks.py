@@ -237,7 +237,14 @@ def _unique(connection: Connection, records: Records, name: str) -> Iterator[Fin
         "AND a.attname = 'digest' AND i.indkey[0] = a.attnum WHERE i.indrelid = to_regclass(:name) AND i.indisunique "
         "AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL AND i.indnkeyatts = 1"
     )
-    yield table_checks.uniqueness(records, bool(connection.scalar(text(sql), {"name": name})))
+    if connection.scalar(text(sql), {"name": name}):
+        yield ok("unique key", f"a digest is unique in {records.name}")
+        return
+    yield danger(
+        "unique key",
+        f"{records.name} has no unique index on digest that ON CONFLICT takes: every call fails",
+        f"ALTER TABLE {records.name} ADD PRIMARY KEY (digest), not deferrable",
+    )
 
 
 def _rights(connection: Connection, records: Records, name: str) -> Iterator[Finding]:

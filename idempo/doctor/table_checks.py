@@ -13,7 +13,7 @@ from sqlalchemy.types import TypeEngine
 from idempo.doctor.findings import Finding, danger, ok, warning
 from idempo.sql import Records
 
-__all__ = ["columns", "index", "missing", "rights", "unique_key", "uniqueness"]
+__all__ = ["columns", "index", "missing", "rights", "unique_key"]
 
 _BLOBS: dict[type[Any], int] = {
     mysql.TINYBLOB: 2**8 - 1,
@@ -99,16 +99,14 @@ def unique_key(connection: Connection, records: Records) -> Iterator[Finding]:
     keys: list[Any] = [about.get_pk_constraint(records.name)["constrained_columns"]]
     keys += [one["column_names"] for one in about.get_unique_constraints(records.name)]
     keys += [one["column_names"] for one in about.get_indexes(records.name) if one["unique"]]
-    yield uniqueness(records, ["digest"] in keys)
-
-
-def uniqueness(records: Records, unique: bool) -> Finding:
-    if unique:
-        return ok("unique key", f"a digest is unique in {records.name}")
-    return danger(
+    if ["digest"] in keys:
+        yield ok("unique key", f"a digest is unique in {records.name}")
+        return
+    yield danger(
         "unique key",
         f"nothing keeps a digest unique in {records.name}: two callers can claim one key. It breaks Single claim",
-        f"ALTER TABLE {records.name} ADD PRIMARY KEY (digest), after deleting the rows that are there twice",
+        f"ALTER TABLE {records.name} ADD PRIMARY KEY (digest), after deleting the rows that are there twice; SQLite "
+        "cannot: make the table again",
     )
 
 

@@ -6,9 +6,9 @@ import pytest
 from sqlalchemy import create_engine, make_url
 from sqlalchemy.pool import NullPool
 
-from idempo import LedgerUnavailableError
+from idempo import LedgerUnavailableError, OutcomeUnknownError, UniqueInsert, idempotent
 from idempo.doctor.mysql_checks import version
-from idempo.doctor.mysql_settings import clusters, durability, isolation, packets, writable
+from idempo.doctor.mysql_settings import _PACKET, clusters, durability, isolation, packets, writable
 from tests.doctor.support import about, bad, examined, execute, initialised, level
 from tests.servers import Server, fresh_database, start
 
@@ -78,6 +78,37 @@ def variable(url: str, name: str) -> str:
     with engine.connect() as connection:
         row = connection.exec_driver_sql(f"SHOW GLOBAL VARIABLES LIKE '{name}'").one()
     return str(row[1])
+
+
+def test_a_result_does_not_fit_a_packet_that_is_called_too_small_and_fits_the_next_one(
+    own: Server, url: str
+) -> None:
+    """The worst result: each of its bytes is escaped on its way."""
+    before = variable(own.url, "max_allowed_packet")
+    size = 1024 * 1024 - 64
+    try:
+        execute(own.url, "SET GLOBAL max_allowed_packet = 1048576")
+        assert level("packets", url) == "danger"
+        with pytest.raises(OutcomeUnknownError):
+            returning(url, size)
+        execute(own.url, f"SET GLOBAL max_allowed_packet = {_PACKET}")
+        assert level("packets", url) == "ok"
+        assert returning(url, size, name="doctor.fits") == size
+    finally:
+        execute(own.url, f"SET GLOBAL max_allowed_packet = {before}")
+
+
+def returning(url: str, size: int, name: str = "doctor.large") -> int:
+    ledger = UniqueInsert(url)
+
+    @idempotent(key="{number}", using=ledger, name=name, lease=2)
+    def call(number: str) -> bytes:
+        return b"'" * size
+
+    try:
+        return len(call("A-1"))
+    finally:
+        ledger.close()
 
 
 def test_a_missing_table_is_found_and_not_made(own: Server) -> None:

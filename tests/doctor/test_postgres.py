@@ -169,6 +169,14 @@ def test_a_table_that_was_changed_is_found(url: str, check: str, statement: str,
     assert level(check, url) == expected
 
 
+@pytest.mark.parametrize("instead", ["", ", ADD PRIMARY KEY (digest) DEFERRABLE"])
+def test_without_a_unique_key_calls_fail_as_it_says(url: str, instead: str) -> None:
+    execute(url, f"ALTER TABLE idempo_records DROP CONSTRAINT idempo_records_pkey{instead}")
+    assert "every call fails" in about("unique key", examined(url))[0].says
+    with pytest.raises(LedgerUnavailableError):
+        calling(url)
+
+
 def test_it_names_the_column_that_is_wrong(url: str) -> None:
     execute(url, "ALTER TABLE idempo_records DROP COLUMN fence")
     worst = examined(url)[0]
