@@ -40,7 +40,11 @@ def rights(client: Any, prefix: str, key: str) -> Finding:
     try:
         answer = client.execute_command("EVAL", _ASK, 1, key)
     except NoPermissionError as error:
-        return danger("rights", f"EVAL on keys {prefix}* is refused, so every call fails: {error}", mend)
+        return danger(
+            "rights",
+            f"EVAL on keys {prefix}* is refused, so calls fail, at the latest after a restart of the server: {error}",
+            mend,
+        )
     except ReadOnlyError:
         return unknown("rights", "a replica refuses to say", "ask the primary")
     except MovedError:

@@ -13,6 +13,7 @@ __all__ = ["about", "eviction", "memory", "persistence", "replication", "version
 
 _ASKED = (
     "maxmemory-policy",
+    "maxmemory",
     "appendfsync",
     "no-appendfsync-on-rewrite",
     "save",
@@ -58,7 +59,7 @@ def version(found: Mapping[str, Any]) -> Finding:
 def eviction(found: Mapping[str, Any]) -> Finding:
     policy, limit = found.get("maxmemory-policy"), int(found.get("maxmemory") or 0)
     mend = f"CONFIG SET maxmemory-policy noeviction, in the configuration file too; {_INNER}"
-    if policy is None or "maxmemory" not in found:
+    if policy is None:
         return unknown(
             "eviction", "the server does not tell its maxmemory-policy", "see that it is noeviction"
         )

@@ -144,12 +144,11 @@ def _file_system(path: Path) -> Finding:
 def file_system(path: Path, mounts: str) -> Finding:
     """Judge the file system that `path` lies on, by the text of /proc/mounts."""
     lies_on = ""
-    longest = -1
     for line in mounts.splitlines():
         fields = line.split(" ")
         where = fields[1].replace("\\040", " ") if len(fields) > 2 else ""
-        if where and path.is_relative_to(where) and len(where) >= longest:
-            lies_on, longest = fields[2], len(where)
+        if where and path.is_relative_to(where):
+            lies_on = fields[2]  # the last one: a later mount hides an earlier one
     if lies_on in _NETWORK:
         return danger(
             "file system",

@@ -10,6 +10,7 @@ import redis
 from idempo import ConfigurationError, LedgerUnavailableError, RedisCache, idempotent
 from idempo.doctor.redis_settings import persistence, version
 from tests.doctor.support import about, bad, examined, level
+from tests.provide.clocks import Clock
 from tests.provide.processes import Local, free_port, poll, temporary_folder
 from tests.provide.recipes import _place_of
 from tests.servers import Server, start
@@ -29,8 +30,10 @@ def own(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 @pytest.fixture
 def server(own: Server) -> Iterator[Server]:
-    """A durable server with the settings that it was started with, before and after."""
+    """A durable server with the settings that it was started with, before and after; empty, without scripts."""
     with client_of(own) as client:
+        client.flushall()
+        client.script_flush()
         names = ["maxmemory-policy", "maxmemory", "appendonly", "appendfsync", "save"]
         names += ["no-appendfsync-on-rewrite", "min-replicas-to-write"]
         before = {name: client.config_get(name)[name] for name in names}
@@ -183,6 +186,23 @@ def test_a_replica_is_found_and_so_is_its_primary(own: Server) -> None:
         assert level("replication", own.url) == "warning"
         assert level("clocks of nodes", own.url) == "ok"
         client.config_set("min-replicas-to-write", 0)
+
+
+def test_a_server_in_another_time_is_found_and_a_replica_too() -> None:
+    with start("valkey") as primary, Clock() as clock:
+        with start("valkey", places=["wheel"], clock=clock) as other:
+            with client_of(primary) as client, client_of(other) as replica:
+                replica.replicaof("127.0.0.1", primary.port)
+                poll(lambda: connected(client), seconds=60)
+            assert level("clocks of nodes", primary.url) == "ok"
+            assert level("clock", other.url) == "ok"
+            clock.move(30)
+            (found,) = about("clocks of nodes", examined(primary.url))
+            assert found.level == "warning"
+            assert "30.0 s apart" in found.says
+            (found,) = about("clock", examined(other.url))
+            assert found.level == "warning"
+            assert "30.0 s ahead of ours" in found.says
 
 
 def connected(client: Any) -> None:

@@ -1,6 +1,8 @@
 """The doctor on SQLite files."""
 
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +56,21 @@ def test_looking_changes_nothing(tmp_path: Path) -> None:
     assert level("table", f"sqlite:///{file}") == "warning"
     assert file.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["idempo.db"]
+
+
+def test_a_log_that_a_killed_process_left_behind_is_not_written_back(tmp_path: Path) -> None:
+    """Whoever opens it for writing, and closes it, would do that."""
+    live, left = tmp_path / "live.db", tmp_path / "idempo.db"
+    writer = sqlite3.connect(live)
+    writer.execute("PRAGMA journal_mode = WAL")
+    writer.execute("CREATE TABLE mine (one INTEGER)")
+    writer.commit()
+    for end in ("", "-wal"):
+        shutil.copy(f"{live}{end}", f"{left}{end}")
+    writer.close()
+    before = left.read_bytes(), Path(f"{left}-wal").read_bytes()
+    assert level("journal", f"sqlite:///{left}") == "ok"
+    assert (left.read_bytes(), Path(f"{left}-wal").read_bytes()) == before
 
 
 def test_a_file_by_its_uri_is_the_same_file(url: str, tmp_path: Path) -> None:
@@ -116,6 +133,8 @@ files:/export /srv nfs4 rw,vers=4.2 0 0
 //files/share /srv/with\\040space cifs rw 0 0
 me@host:/ /home/me/far fuse.sshfs rw 0 0
 /dev/vdb /srv/disk xfs rw 0 0
+files:/hidden /mnt/old nfs rw 0 0
+/dev/vdc /mnt ext4 rw 0 0
 """
 
 
@@ -129,6 +148,7 @@ me@host:/ /home/me/far fuse.sshfs rw 0 0
         ("/srvother/idempo.db", "ok"),
         ("/home/me/far/idempo.db", "danger"),
         ("/run/idempo.db", "warning"),
+        ("/mnt/old/idempo.db", "ok"),
     ],
 )
 def test_a_network_file_system_is_found(path: str, expected: str) -> None:
