@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 import redis
@@ -95,14 +96,20 @@ class Server:
         return self.engine
 
 
-def start(kind: str, *, places: Sequence[str] | None = None, clock: Clock | None = None) -> Server:
+def start(
+    kind: str,
+    *,
+    places: Sequence[str] | None = None,
+    clock: Clock | None = None,
+    within: Path | None = None,
+) -> Server:
     """A private instance: from Docker if there is one, else from a program of this machine.
 
     `places` names where to look for the program instead: "system", "wheel", "debian". A program of this machine can
-    live under a `clock` that is moved.
+    live under a `clock` that is moved, and have its data `within` a folder of the test's.
     """
     with _named(kind):
-        return _start(kind, durable=True, places=places, clock=clock)
+        return _start(kind, durable=True, places=places, clock=clock, within=within)
 
 
 def start_shared(kind: str) -> Server:
@@ -126,15 +133,17 @@ def _named(kind: str) -> Iterator[None]:
         raise
 
 
-def _start(kind: str, *, durable: bool, places: Sequence[str] | None, clock: Clock | None = None) -> Server:
+def _start(
+    kind: str,
+    *,
+    durable: bool,
+    places: Sequence[str] | None,
+    clock: Clock | None = None,
+    within: Path | None = None,
+) -> Server:
     recipe = RECIPES[kind]
-    if (
-        recipe.image
-        and places is None
-        and clock is None
-        and kind not in _not_docker
-        and containers.available()
-    ):
+    local = places is not None or clock is not None or within is not None
+    if recipe.image and not local and kind not in _not_docker and containers.available():
         port = free_port()
         try:
             return _launch(
@@ -143,7 +152,7 @@ def _start(kind: str, *, durable: bool, places: Sequence[str] | None, clock: Clo
         except Exception as error:  # whatever docker and requests raise: no Docker, then
             _not_docker[kind] = f" (not Docker: {str(error)[:200]})"
     note = "" if places else _not_docker.get(kind, "")
-    folder, port = temporary_folder(), free_port()
+    folder, port = temporary_folder(within), free_port()
     try:
         engine, origin = recipe.local(folder, port, durable, places)
         if clock is not None:
