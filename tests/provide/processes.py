@@ -43,9 +43,9 @@ def free_port() -> int:
             return port
 
 
-def temporary_folder() -> Path:
+def temporary_folder(within: Path | None = None) -> Path:
     """A folder with a short name: the path of a unix socket ends at 107 characters."""
-    return Path(tempfile.mkdtemp(prefix=f"idm-{os.getpid()}-", dir=_temporary()))
+    return Path(tempfile.mkdtemp(prefix=f"idm-{os.getpid()}-", dir=within or _temporary()))
 
 
 def sweep() -> None:
