@@ -6,7 +6,15 @@ from contextlib import contextmanager
 import psycopg
 
 from tests.provide.places import first, in_debian, in_suite, on_system
-from tests.provide.processes import Local, free_port, give_away, poll, server_user, temporary_folder
+from tests.provide.processes import (
+    Local,
+    Unavailable,
+    free_port,
+    give_away,
+    poll,
+    server_user,
+    temporary_folder,
+)
 from tests.servers import Server, used
 
 _TREES = ("usr/sbin", "usr/lib")
@@ -18,7 +26,11 @@ def pgbouncer(server: Server, mode: str, *, newest: bool = False, settings: str 
     older = {"debian": lambda: in_debian("usr/sbin/pgbouncer", "pgbouncer")}
     newer = {"debian": lambda: in_suite("sid", "usr/sbin/pgbouncer", _TREES, "pgbouncer")}
     system = {"system": lambda: on_system("pgbouncer")}
-    place = first("pgbouncer", newer if newest else {**older, **system})
+    try:
+        place = first("pgbouncer", newer if newest else {**older, **system})
+    except Unavailable as reason:
+        reason.kind = "pgbouncer"  # so that it is skipped, unless the run must not do without
+        raise
     folder, port = temporary_folder(), free_port()
     (folder / "ini").write_text(
         f"[databases]\n* = host=127.0.0.1 port={server.port} user=postgres\n"

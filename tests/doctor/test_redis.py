@@ -135,6 +135,10 @@ def test_where_info_is_forbidden_too_nothing_is_ok_that_was_not_seen(server: Ser
     unseen = {"version", "eviction", "memory", "persistence", "replication"}
     assert {name for name, level in found.items() if level == "unknown"} == unseen
     assert calling(url) == "done"
+    with client_of(server) as client:
+        client.config_set("maxmemory-policy", "allkeys-lru")
+        client.config_set("maxmemory", "1gb")
+    assert level("eviction", user_of(server, "~idempo:*", "+@all", "-info")) == "danger"  # CONFIG tells it
 
 
 @pytest.mark.parametrize(
