@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
@@ -11,8 +12,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, create_engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
+from idempo.autocommit import committed_at_once, switch_back
 from idempo.contracts import Colour
 from idempo.errors import ColourMismatchError, ConfigurationError
 from idempo.failures import is_conflict, is_disconnect, is_sqlite_busy
@@ -188,7 +191,7 @@ class Database:
         Tried again where the database refused a statement for the sake of another one, and once where the connection
         turned out to be gone: each work is one decisive statement, and repeating it as the same owner changes nothing.
         """
-        engine = self.engine(colour).execution_options(isolation_level="AUTOCOMMIT")
+        engine = self.engine(colour)
         tries = 0
         while True:
             connection = yield engine.connect()
@@ -256,21 +259,15 @@ def _drop(engine: AsyncEngine) -> None:
 
 
 def _do(connection: Any, work: Callable[[Connection], T]) -> Steps[T]:
-    result: T = yield on(connection, lambda opened: _committed(opened, work))
-    return result
-
-
-def _committed(connection: Connection, work: Callable[[Connection], T]) -> T:
-    result = work(connection)
-    if connection.dialect.name == "sqlite" and getattr(
-        connection.connection.driver_connection, "in_transaction", False
-    ):
-        connection.commit()  # an engine whose "begin" listener sends BEGIN, in autocommit too
+    result: T = yield on(connection, lambda opened: committed_at_once(opened, work))
     return result
 
 
 def _closing(connection: Any) -> Callable[[], Shielded]:
     def closing() -> Steps[None]:
-        yield connection.close()
+        yield on(connection, switch_back)
+        with contextlib.suppress(DBAPIError):  # what was asked has been answered
+            yield connection.close()
+        yield connection.close()  # does nothing but where the first one was not heard
 
     return lambda: Shielded(closing)  # a cancellation now would lose the connection to its pool

@@ -16,7 +16,7 @@ FLOORS = [
     "errors steps records keys canonical specs fingerprints codec annotations leaves shapes tagged events running",
     "waiting leases guarantees contracts verdicts asking protocol joining layers composing flows versions versioned",
     "failures sql dialects postgresql mysql sqlite schema roundtrip urls connections objects units transactions "
-    "carriers scripts columns rows loaded guarding clients",
+    "carriers scripts columns rows loaded guarding clients autocommit",
     "terms operation functions assembly decorator embedded "
     "strategies strategies.memory strategies.unique_insert strategies.redis_cache strategies.local_cache "
     "strategies.state_guard strategies.version_check strategies.select_for_update strategies.read_only "

@@ -1,0 +1,50 @@
+"""A connection whose every statement is a transaction of its own, for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+
+T = TypeVar("T")
+
+__all__ = ["committed_at_once", "switch_back"]
+
+
+def committed_at_once(connection: Connection, work: Callable[[Connection], T]) -> T:
+    """Do `work` with a connection fresh from its pool whose every statement is a transaction of its own."""
+    _switch_over(connection)
+    result = work(connection)
+    if connection.dialect.name == "sqlite" and getattr(
+        connection.connection.driver_connection, "in_transaction", False
+    ):
+        connection.commit()  # an engine whose "begin" listener sends BEGIN, in autocommit too
+    return result
+
+
+def _switch_over(connection: Connection) -> None:
+    """Switch to autocommit; some drivers ask the server to.
+
+    Not by SQLAlchemy's execution option: where the server goes away meanwhile, that one loses the connection to its
+    pool and, on the way back, the answer that the server has given.
+    """
+    try:
+        connection.dialect.set_isolation_level(_raw(connection), "AUTOCOMMIT")
+    except Exception:
+        connection.exec_driver_sql("SELECT 1")  # a connection that is gone says so, and the pool learns of it
+        raise
+
+
+def switch_back(connection: Connection) -> None:
+    """Make the connection as it was, before it goes back to its pool."""
+    if connection.invalidated:
+        return
+    try:
+        connection.dialect.reset_isolation_level(_raw(connection))
+    except Exception as error:
+        connection.invalidate(error)  # of no use any more
+
+
+def _raw(connection: Connection) -> Any:
+    return connection.connection.dbapi_connection
