@@ -137,7 +137,7 @@ class Admission:
             again.ran = ran
             return RunAgain(again, started=ran)
         if is_disconnect(error):
-            told: IdempoError = unavailable(call, self.terms, error)
+            told: IdempoError = unavailable(call, self.terms, error, ran=ran)
         elif is_unknown_name(error):
             told = ConfigurationError(
                 f"the database of {self.carried.join} does not know the table {self.table.name}, or a column that the "

@@ -207,12 +207,20 @@ def lost(call: Call, terms: Terms, result: object, stored: object) -> LeaseLostE
     )
 
 
-def unavailable(call: Call, terms: Terms, error: BaseException) -> LedgerUnavailableError:
-    """The error for a ledger that did not answer before the function could start."""
+def unavailable(
+    call: Call, terms: Terms, error: BaseException, *, ran: bool = False
+) -> LedgerUnavailableError:
+    """The error for a ledger that did not answer before the function could start, or a database that did not when a
+    guard asked it afterwards (`ran`)."""
     tell(terms.hooks, "unavailable", call, type(error).__name__)
-    return LedgerUnavailableError(
-        f"the ledger did not answer ({type(error).__name__}), so the function did not run; repeat the call when the "
-        "ledger is back",
+    told = LedgerUnavailableError(
+        f"the database did not answer ({type(error).__name__}) after the function had run: what it wrote in this "
+        "transaction is undone, what it did elsewhere is done; repeat the call when the database is back"
+        if ran
+        else f"the ledger did not answer ({type(error).__name__}), so the function did not run; repeat the call when "
+        "the ledger is back",
         operation=call.operation,
         key=call.key,
     )
+    told.ran = ran
+    return told
