@@ -200,7 +200,7 @@ def fresh_database(server: Server) -> str:
 
 def async_url(url: str) -> str:
     """The URL of the same database for async clients. psycopg and redis-py serve both colours."""
-    return url.replace("mysql+pymysql:", "mysql+asyncmy:")
+    return url.replace("mysql+pymysql:", "mysql+asyncmy:").replace("sqlite:", "sqlite+aiosqlite:")
 
 
 def _fresh_number(server: Server) -> str:

@@ -14,9 +14,13 @@ import struct
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self
 
 LIMIT = 1 << 20
+
+Moment = Literal["request", "reply"]
+Watch = Callable[[Moment], bool]
+"""Told of each round trip, when its request and when its reply begin to pass; True loses them and cuts."""
 
 
 class Proxy:
@@ -27,6 +31,7 @@ class Proxy:
         self.requests = 0  # round trips: client data that comes first, or after server data, per connection
         self.log: list[bytearray] = []  # what the client sent, one entry per round trip
         self.fired = threading.Event()  # the armed drop has happened
+        self.watch: Watch = lambda moment: False
         self._target = target_port
         self._delay = 0.0
         self._armed: tuple[str, bytes] | None = None
@@ -143,6 +148,8 @@ class Proxy:
             link.answered, link.burst = False, bytearray()
             self.requests += 1
             self.log.append(link.burst)
+            if self.watch("request"):
+                self._drop()
         link.burst += chunk
         if self._delay:
             await asyncio.sleep(self._delay)
@@ -155,6 +162,8 @@ class Proxy:
         await _send(link.server, chunk)
 
     async def _answer(self, link: "_Link", chunk: bytes) -> None:
+        if not link.answered and self.watch("reply"):
+            self._drop()
         link.answered = True
         await self._passing.wait()
         if link.lose_reply:
