@@ -190,9 +190,10 @@ def test_clusters_and_binary_logs_are_known_by_their_variables() -> None:
     group = {"group_replication_group_name": "aaaa", "group_replication_single_primary_mode": "OFF"}
     assert [one.level for one in clusters(group)] == ["warning"]
     assert list(clusters({**group, "group_replication_single_primary_mode": "ON"})) == []
-    assert [one.level for one in durability({"log_bin": "ON", "sync_binlog": "0"})] == ["warning"]
-    assert [one.level for one in durability({"log_bin": "ON", "sync_binlog": "1"})] == ["ok"]
-    assert [one.level for one in durability({"innodb_doublewrite": "OFF"})] == ["danger"]
+    flushed = {"innodb_flush_log_at_trx_commit": "1"}
+    assert [one.level for one in durability({**flushed, "log_bin": "ON", "sync_binlog": "0"})] == ["warning"]
+    assert [one.level for one in durability({**flushed, "log_bin": "ON", "sync_binlog": "1"})] == ["ok"]
+    assert [one.level for one in durability({**flushed, "innodb_doublewrite": "OFF"})] == ["danger"]
     assert writable({"super_read_only": "ON"}).level == "danger"
 
 
