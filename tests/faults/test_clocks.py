@@ -17,7 +17,7 @@ from sqlalchemy.pool import NullPool
 
 from idempo import InProgressError, LeaseLostError, OneTimeToken, Record, RedisCache, UniqueInsert, current
 from idempo.contracts import Colour
-from idempo.steps import Steps, run
+from idempo.steps import Pause, Steps, run
 from idempo.testing import Gate, drive
 from tests.faults.stalled import LEDGERS, Worker, leased
 from tests.servers import Clock, Server, fresh_database, start
@@ -45,6 +45,7 @@ def until_so(f: Any, key: str, fact: Callable[[Record], bool]) -> Steps[Record]:
         if fact(record):
             return record
         assert time.monotonic() < deadline, record
+        yield Pause(0.02)
 
 
 # ------------------------------------------------------------------------ the server's clock
@@ -262,7 +263,11 @@ def worker(request: pytest.FixtureRequest) -> Iterator[tuple[Worker, Clock, Colo
         worker.end()
 
 
-@pytest.mark.parametrize("store", list(LEDGERS_ON))
+@pytest.mark.parametrize(
+    ("worker", "store"),
+    [(("sync", "async")[number % 2], store) for number, store in enumerate(LEDGERS_ON)],
+    indirect=["worker"],
+)
 def test_an_application_clock_that_jumps_changes_nothing(
     request: pytest.FixtureRequest, worker: tuple[Worker, Clock, Colour], store: str
 ) -> None:

@@ -25,7 +25,7 @@ from idempo import (
     current,
 )
 from idempo.contracts import Colour
-from idempo.steps import Steps
+from idempo.steps import Pause, Steps
 from idempo.testing import Effects, Gate, drive
 from tests.faults.stalled import GUARDS, LATE, LEDGERS, Worker, engine_for, joined, leased, stopped
 from tests.guards.support import Shop, create_tables
@@ -94,6 +94,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 stores = pytest.mark.parametrize("store", list(STORES), indirect=True)
 
 
+def by_turns(*two: Colour) -> pytest.MarkDecorator:
+    """Each store in one colour."""
+    pairs = [(name, two[number % 2]) for number, name in enumerate(STORES)]
+    return pytest.mark.parametrize(("store", "colour"), pairs, indirect=["store"])
+
+
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Callable[[Colour], Worker]]:
     made: dict[Colour, Worker] = {}
@@ -152,6 +158,7 @@ def until_orphans(f: Any, keys: Any) -> Steps[None]:
     for key in keys:
         while (yield f.lookup(key)).state != "orphan":
             assert time.monotonic() < deadline, f"{key} is no orphan"
+            yield Pause(0.02)
 
 
 def ends_of(worker: Worker, named: dict[str, str]) -> Steps[dict[str, Any]]:
@@ -212,8 +219,7 @@ def test_an_owner_that_wakes_after_the_second_has_completed_changes_nothing(
     drive(colour, test())
 
 
-@colours
-@stores
+@by_turns("sync", "async")
 def test_an_owner_that_wakes_while_the_second_runs_changes_nothing(
     store: Store, colour: Colour, workers: Callable[[Colour], Worker]
 ) -> None:
@@ -375,10 +381,10 @@ def outlasting(f: Any, key: str, done: Gate, again: Any) -> Steps[None]:
             done.open()
             return
         assert time.monotonic() < deadline, "the lease does not move"
+        yield Pause(0.02)
 
 
-@colours
-@stores
+@by_turns("async", "sync")
 def test_a_slow_owner_that_lives_keeps_its_claim(store: Store, colour: Colour) -> None:
     def test() -> Steps[None]:
         inside, done, effects = Gate(colour), Gate(colour), Effects()
