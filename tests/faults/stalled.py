@@ -152,7 +152,12 @@ class Worker:
 
     def hear(self, key: str, what: str) -> Steps[dict[str, Any]]:
         """Wait until the call is "inside" its function, or at its "end"."""
-        yield from until(lambda: (key, what) in self._said or not self._listener.is_alive(), f"{key} {what}")
+        ended = key, "end"
+        yield from until(
+            lambda: (key, what) in self._said or ended in self._said or not self._listener.is_alive(),
+            f"{key} {what}",
+        )
+        assert (key, what) in self._said, self._said.get(ended, "the worker has ended")
         return self._said.pop((key, what))
 
     def stop(self) -> None:
@@ -252,7 +257,7 @@ def _one(words: dict[str, Any], colour: Colour) -> Steps[None]:
         told = {
             name: _plain(getattr(error, name)) for name in ("ran", "result", "stored") if hasattr(error, name)
         }
-        _say(key=key, error=type(error).__name__, text=str(error), **told)
+        _say(key=key, error=type(error).__name__, text=str(error), cause=repr(error.__cause__), **told)
     else:
         _say(key=key, value=value)
 
