@@ -21,7 +21,8 @@ FLOORS = [
     "strategies strategies.memory strategies.unique_insert strategies.redis_cache strategies.local_cache "
     "strategies.state_guard strategies.version_check strategies.select_for_update strategies.read_only "
     "strategies.one_time_token strategies.monotonic_version",
-    "testing testing.tools testing.promises testing.ledgers inspection "
+    "testing testing.tools testing.promises testing.ledgers testing.issuing testing.clocks testing.stepping "
+    "testing.schedules testing.crashes testing.tapping testing.assertions testing.rounds testing.plugin inspection "
     "doctor doctor.findings doctor.looking doctor.retries doctor.clocks doctor.redis_checks doctor.redis_settings "
     "doctor.redis_rights doctor.redis_replicas doctor.sql_checks doctor.table_checks doctor.postgresql_checks "
     "doctor.poolers doctor.mysql_checks doctor.mysql_settings doctor.sqlite_checks",
@@ -51,7 +52,7 @@ ONLY_IN = {
         *("doctor.redis_checks", "doctor.redis_settings", "doctor.redis_rights", "doctor.redis_replicas"),
     },
     "tenacity": {"waiting"},
-    "pytest": {"testing", "testing.tools", "testing.promises", "testing.ledgers"},
+    "pytest": {"testing", "testing.promises", "testing.ledgers", "testing.issuing", "testing.plugin"},
     "msgspec": {"keys", "canonical", "fingerprints", "codec", "leaves", "shapes", "tagged", "annotations"},
     "typer": {"cli", "commands"},
 }

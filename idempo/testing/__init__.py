@@ -14,8 +14,35 @@ Nothing is decided by timing: what a test waits for, it asks the ledger for.
 
 from __future__ import annotations
 
+from idempo.testing.clocks import Clock
+from idempo.testing.issuing import IssuingContract
 from idempo.testing.ledgers import LedgerContract
 from idempo.testing.promises import PromiseContract
+from idempo.testing.schedules import FAULTS, Failed, Schedules, check_promises, explore
+from idempo.testing.stepping import LEASE, Blocked, Caller, Fault, Step, Stepping, World
 from idempo.testing.tools import Effects, Gate, drive, driven, ledger_of, new_call
 
-__all__ = ["Effects", "Gate", "LedgerContract", "PromiseContract", "drive", "driven", "ledger_of", "new_call"]
+__all__ = [
+    "FAULTS",
+    "LEASE",
+    "Blocked",
+    "Caller",
+    "Clock",
+    "Effects",
+    "Failed",
+    "Fault",
+    "Gate",
+    "IssuingContract",
+    "LedgerContract",
+    "PromiseContract",
+    "Schedules",
+    "Step",
+    "Stepping",
+    "World",
+    "check_promises",
+    "drive",
+    "driven",
+    "explore",
+    "ledger_of",
+    "new_call",
+]

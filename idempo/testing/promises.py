@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import os
-import threading
 import uuid
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
@@ -26,7 +24,7 @@ from idempo.errors import (
 from idempo.records import RERUN, Call, Found
 from idempo.running import current
 from idempo.steps import Steps
-from idempo.testing.tools import CALLERS, Effects, driven
+from idempo.testing.tools import CALLERS, Effects, driven, together
 
 __all__ = ["PromiseContract"]
 
@@ -83,26 +81,7 @@ class PromiseContract:
 
     def together(self, calls: Iterable[Callable[[], Any]]) -> Steps[list[Any]]:
         """Call all at once, in threads or tasks; return values and exceptions in order."""
-        calls = list(calls)
-        if self.colour == "async":
-            results: list[Any] = yield asyncio.gather(*(call() for call in calls), return_exceptions=True)
-            return results
-        found: list[Any] = [None] * len(calls)
-        start = threading.Barrier(len(calls))
-
-        def work(index: int) -> None:
-            start.wait()
-            try:
-                found[index] = calls[index]()
-            except BaseException as error:
-                found[index] = error
-
-        threads = [threading.Thread(target=work, args=(index,)) for index in range(len(calls))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return found
+        return (yield from together(self.colour, calls))
 
     def caught(self, kind: type[BaseException], call: Callable[[], Any]) -> Steps[Any]:
         """Call, and return the exception of this kind that must come."""

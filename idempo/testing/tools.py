@@ -6,7 +6,7 @@ import asyncio
 import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from idempo.decorator import idempotent
 from idempo.records import Call
 from idempo.steps import Steps, arun, run
 
-__all__ = ["CALLERS", "Effects", "Gate", "drive", "driven", "ledger_of", "new_call"]
+__all__ = ["CALLERS", "Effects", "Gate", "drive", "driven", "ledger_of", "new_call", "together"]
 
 CALLERS = 12
 """How many call at once where a test wants a crowd."""
@@ -72,6 +72,30 @@ def ledger_of(strategy: Strategy, colour: Colour) -> Ledger:
     layer: Any = operation_of(decorated).layers[-1]
     ledger: Ledger = layer.ledger
     return ledger
+
+
+def together(colour: Colour, calls: Iterable[Callable[[], Any]]) -> Steps[list[Any]]:
+    """Call all at once, in threads or tasks; return values and exceptions in order."""
+    calls = list(calls)
+    if colour == "async":
+        results: list[Any] = yield asyncio.gather(*(call() for call in calls), return_exceptions=True)
+        return results
+    found: list[Any] = [None] * len(calls)
+    start = threading.Barrier(len(calls))
+
+    def work(index: int) -> None:
+        start.wait()
+        try:
+            found[index] = calls[index]()
+        except BaseException as error:
+            found[index] = error
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
 
 
 class Effects:

@@ -1,34 +1,25 @@
 """All schedules of callers whose record joins the business transaction, on a database of three dictionaries."""
 
 import itertools
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from idempo import LedgerUnavailableError, OutcomeUnknownError, idempotent
-from idempo.assembly import operation_of
 from idempo.contracts import Inner, Site, Terms
 from idempo.guarantees import Part
 from idempo.joining import joined
-from idempo.records import Answer, Call, Claimed, Completed, Done, Outcome, Payload, Record
+from idempo.records import Answer, Call, Claimed, Completed, Done, Payload, Record
 from idempo.steps import Steps
-from tests.protocol.schedules import Blocked, Caller, Fault, Step, World, explore
+from idempo.testing import Blocked, Caller, Failed, Fault, Step, World, explore
 
 FAULTS: tuple[Fault, ...] = ("lost request", "lost reply", "crash", "deadlock")
 
 
 class Deadlock(Exception):
     """The database undoes this transaction for the sake of another."""
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    logging.getLogger("idempo").setLevel(logging.CRITICAL + 1)
-    yield
-    logging.getLogger("idempo").setLevel(logging.NOTSET)
 
 
 @dataclass(eq=False)
@@ -159,10 +150,6 @@ class Joining:
         return False
 
 
-class Failed(Exception):
-    """What the function raises where it fails."""
-
-
 @dataclass
 class Setting:
     callers: int
@@ -184,12 +171,7 @@ class Setting:
         decorated: Any = idempotent(
             key="{order}", using=using, name="schedules", fingerprint=None, wait=3600
         )(body)
-        operation = operation_of(decorated)
-
-        def steps(number: int) -> Steps[Outcome[Any]]:
-            return (yield from operation.outcome(("A-1", number), {}))
-
-        return [Caller(number, [steps(number)]) for number in range(self.callers)]
+        return [Caller.of(number, decorated, "A-1", number) for number in range(self.callers)]
 
 
 def check_exactly_once(world: World, callers: list[Caller]) -> None:

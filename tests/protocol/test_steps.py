@@ -1,0 +1,78 @@
+"""The two drivers: what a cancellation does to steps that must come to their end."""
+
+import asyncio
+
+import pytest
+
+from idempo.steps import Shielded, Steps
+
+
+def test_a_cancellation_waits_for_shielded_steps_and_is_told_then() -> None:
+    async def main() -> list[str]:
+        told, gate = [], asyncio.Event()
+
+        def steps() -> Steps[None]:
+            told.append("begun")
+            yield gate.wait()
+            told.append("ended")
+
+        task = asyncio.ensure_future(Shielded(steps).awaiting())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return told
+
+    assert asyncio.run(main()) == ["begun", "ended"]
+
+
+def test_a_store_that_does_not_answer_holds_a_cancellation_up_for_a_while_only() -> None:
+    """The steps go on by themselves: what they meant to say is said when the store is back."""
+
+    async def main() -> list[str]:
+        told, gate, ended = [], asyncio.Event(), asyncio.Event()
+
+        def steps() -> Steps[None]:
+            told.append("begun")
+            yield gate.wait()
+            told.append("ended")
+            ended.set()
+
+        task = asyncio.ensure_future(Shielded(steps, patience=0.01).awaiting())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 30)
+        told.append("cancelled")
+        gate.set()
+        await asyncio.wait_for(ended.wait(), 30)
+        return told
+
+    assert asyncio.run(main()) == ["begun", "cancelled", "ended"]
+
+
+def test_an_error_of_steps_that_were_left_to_themselves_is_not_reported_by_the_loop() -> None:
+    async def main() -> list[object]:
+        reported: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))
+        gate = asyncio.Event()
+
+        def steps() -> Steps[None]:
+            yield gate.wait()
+            raise ConnectionError
+
+        task = asyncio.ensure_future(Shielded(steps, patience=0.0).awaiting())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        gate.set()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return reported
+
+    assert asyncio.run(main()) == []
