@@ -101,6 +101,8 @@ class Ledger(Protocol):
 
     Each method is one atomic request, decided by the store: by its clock, by its comparison of owner and fence.
     Repeating a request of the same owner changes nothing, so that a driver may send it again after a lost reply.
+    Once the retention of a record is over, everybody may claim its key anew. Until somebody does, or it is purged, a
+    ledger that still has it may honour its last owner.
     A method raises whatever its driver raises; the protocol makes a typed error of it.
     """
 

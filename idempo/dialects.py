@@ -21,14 +21,14 @@ __all__ = ["Dialect"]
 
 ALL = ", ".join(f"r.{column}" for column in COLUMNS)
 WRITTEN = "digest, operation, scope, business_key, state, owner, fence, attempt, fingerprint"
-TIMES = "lease_until, created_at, completed_at, keep_until, result"
+TIMES = "leased_at, lease_until, created_at, completed_at, keep_until, result"
 RACES = 50
 
 # Free to claim: its retention is over, its owner released it or nobody has spent it, it is the orphan that the caller
 # accepts to take over, or the first result that it accepts to replace.
 FREE = (
     "(r.keep_until <= {now} OR r.state IN ('released', 'issued') "
-    "OR (r.state = 'running' AND r.lease_until <= {now} AND r.fence = :over) "
+    "OR (r.state = 'running' AND (r.lease_until <= {now} OR r.lease_until <= r.leased_at) AND r.fence = :over) "
     "OR (r.state IN ('completed', 'failed') AND r.fence = :above))"
 )
 
@@ -81,8 +81,22 @@ class Dialect:
             elif answer is None:
                 answer = self.take(connection, call, row, over)
             if answer is not None:
-                return answer
+                return self.bounded_lease(connection, call, row, answer)
         return InProgress(b"", 0.0)
+
+    def bounded_lease(self, connection: Connection, call: Call, row: Row, answer: Answer) -> Answer:
+        """Let a lease begin anew that seems to begin in the future: the clock was set back since it did.
+
+        Nobody knows how much of it is over. So its owner, if it lives, is not taken for dead too early, and if it is
+        dead the key is not held until the clock has made up for it.
+        """
+        if isinstance(answer, InProgress) and row.leased_at > row.now:
+            sql = (
+                "UPDATE {table} SET lease_until = {clock} + (lease_until - leased_at), leased_at = {clock} "
+                "WHERE digest = :digest AND fence = :seen AND state = 'running' AND leased_at > {clock}"
+            )
+            self.change(connection, sql, {"digest": call.digest, "seen": row.fence})
+        return answer
 
     def insert(self, connection: Connection, call: Call, row: Row) -> Claimed | None:
         """Insert the claim of a key that has no row. None: somebody was faster."""
@@ -104,8 +118,8 @@ class Dialect:
         sql = (
             "UPDATE {table} SET state = 'issued', operation = :operation, scope = :scope, "
             "business_key = :business_key, fingerprint = :fingerprint, attempt = 0, owner = :owner, "
-            "created_at = {clock}, completed_at = NULL, lease_until = {clock}, keep_until = {clock} + :keep, "
-            "result = NULL WHERE digest = :digest AND keep_until <= {clock}"
+            "leased_at = {clock}, lease_until = {clock}, created_at = {clock}, completed_at = NULL, "
+            "keep_until = {clock} + :keep, result = NULL WHERE digest = :digest AND keep_until <= {clock}"
         )
         return self.change(connection, sql, _only(values, sql)) == 1
 
@@ -117,7 +131,7 @@ class Dialect:
     def _insert(self, connection: Connection, values: dict[str, Any]) -> bool:
         sql = (
             f"INSERT INTO {{table}} ({WRITTEN}, {TIMES}) VALUES (:digest, :operation, :scope, :business_key, :state, "
-            ":owner, :fence, :attempt, :fingerprint, {clock} + :lease, {clock}, NULL, {clock} + :keep, NULL)"
+            ":owner, :fence, :attempt, :fingerprint, {clock}, {clock} + :lease, {clock}, NULL, {clock} + :keep, NULL)"
         )
         try:
             return self.change(connection, sql, values) == 1
@@ -129,8 +143,8 @@ class Dialect:
         sql = (
             "UPDATE {table} AS r SET operation = :operation, scope = :scope, business_key = :business_key, "
             "state = 'running', owner = :owner, fence = :fence, attempt = :attempt, fingerprint = :fingerprint, "
-            "lease_until = {clock} + :lease, created_at = {clock}, completed_at = NULL, keep_until = {clock} + :keep, "
-            "result = NULL WHERE r.digest = :digest AND r.fence = :seen AND "
+            "leased_at = {clock}, lease_until = {clock} + :lease, created_at = {clock}, completed_at = NULL, "
+            "keep_until = {clock} + :keep, result = NULL WHERE r.digest = :digest AND r.fence = :seen AND "
         ) + FREE.replace("{now}", "{clock}")
         # The clock as the base: fences go on growing where the row itself is gone and comes back.
         anew = row.keep_until <= row.now or row.state in ("completed", "failed")
@@ -158,8 +172,8 @@ class Dialect:
 
     def renew(self, connection: Connection, call: Call, lease: float) -> bool:
         sql = (
-            "UPDATE {table} SET lease_until = {clock} + :lease, keep_until = {clock} + :lease + :keep "
-            "WHERE digest = :digest AND owner = :owner AND state = 'running'"
+            "UPDATE {table} SET leased_at = {clock}, lease_until = {clock} + :lease, "
+            "keep_until = {clock} + :lease + :keep WHERE digest = :digest AND owner = :owner AND state = 'running'"
         )
         values = {
             "digest": call.digest,
@@ -174,10 +188,13 @@ class Dialect:
 
     def forget(self, connection: Connection, digest: bytes) -> bool:
         row = self.read(connection, digest)
-        if row.free or (row.state == "running" and row.lease_until > row.now):
+        if row.free or (row.state == "running" and row.lease_left > 0):
             return False
-        # The row as it was seen: not the result of a run that ends while this waits for it.
-        sql = "DELETE FROM {table} WHERE digest = :digest AND fence = :seen AND state = :state"
+        # The row as it was seen: not the result of a run that ends while this waits for it, nor a renewed claim.
+        sql = (
+            "DELETE FROM {table} WHERE digest = :digest AND fence = :seen AND state = :state "
+            "AND (state <> 'running' OR lease_until <= {clock} OR lease_until <= leased_at)"
+        )
         return self.change(connection, sql, {"digest": digest, "seen": row.fence, "state": row.state}) == 1
 
     def fill(self, connection: Connection, call: Call, done: Done) -> None:
@@ -190,7 +207,7 @@ class Dialect:
         update = f"UPDATE {{table}} SET {assigned} WHERE digest = :digest AND {older}"
         insert = (
             f"INSERT INTO {{table}} ({WRITTEN}, {TIMES}) VALUES (:digest, :operation, :scope, :business_key, :state, "
-            ":owner, :fence, :attempt, :fingerprint, {clock}, {clock}, {clock}, {clock} + :keep, :result)"
+            ":owner, :fence, :attempt, :fingerprint, {clock}, {clock}, {clock}, {clock}, {clock} + :keep, :result)"
         )
         values = filled(call, done)
         del values["lease"]

@@ -130,11 +130,12 @@ class _SqlInspection:
             found = found.where(column.operation == readable(wanted.operation))
         if wanted.key is not None:
             found = found.where(column.business_key == readable(wanted.key))
+        ended = (column.lease_until <= now) | (column.lease_until <= column.leased_at)
         match wanted.state:
             case "running":
-                found = found.where(column.state == "running", column.lease_until > now)
+                found = found.where(column.state == "running", ~ended)
             case "orphan":
-                found = found.where(column.state == "running", column.lease_until <= now)
+                found = found.where(column.state == "running", ended)
             case "issued" | "completed" | "failed":
                 found = found.where(column.state == wanted.state)
         # By the one column with an index: also a table of millions answers at once.

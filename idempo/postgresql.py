@@ -42,7 +42,7 @@ class PostgreSQL(Dialect):
         f"WHERE r.digest = :digest AND NOT {FREE.replace('{now}', 'now.us')}), "
         f"claimed AS (INSERT INTO {{table}} AS r ({WRITTEN}, {TIMES}) "
         "SELECT :digest, :operation, :scope, :business_key, 'running', :owner, now.us, 1, :fingerprint, "
-        "now.us + :lease, now.us, NULL, now.us + :keep, NULL FROM now WHERE NOT EXISTS (SELECT 1 FROM known) "
+        "now.us, now.us + :lease, now.us, NULL, now.us + :keep, NULL FROM now WHERE NOT EXISTS (SELECT 1 FROM known) "
         "AND (NOT :issued OR EXISTS "
         "(SELECT 1 FROM {table} AS r WHERE r.digest = :digest AND r.keep_until > now.us)) "
         "ON CONFLICT (digest) DO UPDATE SET operation = excluded.operation, scope = excluded.scope, "
@@ -50,8 +50,8 @@ class PostgreSQL(Dialect):
         "fence = greatest(r.fence + 1, excluded.fence), "
         "attempt = CASE WHEN r.keep_until <= excluded.created_at OR r.state IN ('completed', 'failed') "
         "THEN 1 ELSE r.attempt + 1 END, "
-        "fingerprint = excluded.fingerprint, lease_until = excluded.lease_until, created_at = excluded.created_at, "
-        "completed_at = NULL, keep_until = excluded.keep_until, result = NULL "
+        "fingerprint = excluded.fingerprint, leased_at = excluded.leased_at, lease_until = excluded.lease_until, "
+        "created_at = excluded.created_at, completed_at = NULL, keep_until = excluded.keep_until, result = NULL "
         f"WHERE {FREE.replace('{now}', 'excluded.created_at')} RETURNING {ALL}) "
         f"SELECT now.us, {ALL}{{restore}} FROM now LEFT JOIN "
         "(SELECT * FROM known UNION ALL SELECT * FROM claimed) AS r ON true"
@@ -71,7 +71,7 @@ class PostgreSQL(Dialect):
         for _ in range(RACES):
             row = self.fetch(connection, self._leased, values)
             if (answer := self._answer(connection, row, call, over)) is not None:
-                return answer
+                return self.bounded_lease(connection, call, row, answer)
         return InProgress(b"", 0.0)
 
     def claim_joined(

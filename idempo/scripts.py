@@ -16,7 +16,8 @@ local now = time[1] * 1000000 + time[2]
 local function us(number) return string.format('%.0f', number) end
 """
 
-_READ = "redis.call('HMGET', KEYS[1], 'state', 'owner', 'fence', 'attempt', 'fingerprint', 'lease', 'result')"
+_READ = """redis.call('HMGET', KEYS[1], 'state', 'owner', 'fence', 'attempt', 'fingerprint', 'lease', 'result',
+  'leased')"""
 
 # ARGV: owner, fingerprint, lease (us), keep (ms), fence of the orphan to take over, operation, scope, key,
 #       fence of the first result to replace, "1" if the key must have been issued
@@ -31,7 +32,14 @@ if (state == 'completed' or state == 'failed') and r[3] ~= ARGV[9] then
 end
 if state == 'running' then
   if r[2] == ARGV[1] then return {'claimed', r[3], r[4]} end
-  local left = tonumber(r[6]) - now
+  local till, since = tonumber(r[6]), tonumber(r[8])
+  if till > since and since > now then
+    -- The clock was set back since the lease began. Nobody knows how much of it is over, so it begins anew: a living
+    -- owner is not taken for dead too early, and a dead one does not hold the key until the clock has made up for it.
+    till = now + till - since
+    redis.call('HSET', KEYS[1], 'lease', us(till), 'leased', us(now))
+  end
+  local left = math.min(till - now, till - since)
   if left > 0 then return {'running', r[5], us(left)} end
   if r[3] ~= ARGV[5] then return {'orphan', r[5], r[3]} end
 end
@@ -40,10 +48,11 @@ if state then
   fence = math.max(tonumber(r[3]) + 1, now)
   if state ~= 'completed' and state ~= 'failed' then attempt = tonumber(r[4]) + 1 end
 end
-redis.call('DEL', KEYS[1])
+-- First what needs memory: Redis refuses it only as the first write of a script, and then nothing has changed.
 redis.call('HSET', KEYS[1], 'state', 'running', 'owner', ARGV[1], 'fence', us(fence), 'attempt', attempt,
-  'fingerprint', ARGV[2], 'lease', us(now + ARGV[3]), 'created', us(now),
+  'fingerprint', ARGV[2], 'lease', us(now + ARGV[3]), 'leased', us(now), 'created', us(now),
   'operation', ARGV[6], 'scope', ARGV[7], 'key', ARGV[8])
+redis.call('HDEL', KEYS[1], 'result', 'completed')
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return {'claimed', us(fence), attempt}
 """
@@ -57,9 +66,10 @@ local r = redis.call('HMGET', KEYS[1], 'owner', 'state')
 if r[1] ~= ARGV[1] then return 0 end
 if r[2] == ARGV[2] then return 1 end
 if r[2] ~= 'running' then return 0 end
+-- First what needs no memory, so that what comes after it is not refused: the function has run.
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
 redis.call('HSET', KEYS[1], 'state', ARGV[2], 'completed', us(now))
 if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'result', ARGV[3]) end
-redis.call('PEXPIRE', KEYS[1], ARGV[5])
 return 1
 """
 )
@@ -78,7 +88,7 @@ ISSUE = (
     + """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 redis.call('HSET', KEYS[1], 'state', 'issued', 'owner', '', 'fence', '0', 'attempt', '0', 'fingerprint', '',
-  'lease', us(now), 'created', us(now), 'operation', ARGV[2], 'scope', ARGV[3], 'key', ARGV[4])
+  'lease', us(now), 'leased', us(now), 'created', us(now), 'operation', ARGV[2], 'scope', ARGV[3], 'key', ARGV[4])
 redis.call('PEXPIRE', KEYS[1], ARGV[1])
 return 1
 """
@@ -95,8 +105,8 @@ RENEW = (
     + """
 local r = redis.call('HMGET', KEYS[1], 'owner', 'state')
 if r[1] ~= ARGV[1] or r[2] ~= 'running' then return 0 end
-redis.call('HSET', KEYS[1], 'lease', us(now + ARGV[2]))
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('HSET', KEYS[1], 'lease', us(now + ARGV[2]), 'leased', us(now))
 return 1
 """
 )
@@ -105,7 +115,7 @@ LOOKUP = (
     _HEAD
     + """
 local r = redis.call('HMGET', KEYS[1], 'state', 'owner', 'fence', 'attempt', 'fingerprint', 'lease', 'result',
-  'created', 'completed', 'operation', 'scope', 'key')
+  'created', 'completed', 'operation', 'scope', 'key', 'leased')
 return {us(now), redis.call('PTTL', KEYS[1]), r}
 """
 )
@@ -113,9 +123,9 @@ return {us(now), redis.call('PTTL', KEYS[1]), r}
 FORGET = (
     _HEAD
     + """
-local r = redis.call('HMGET', KEYS[1], 'state', 'lease')
+local r = redis.call('HMGET', KEYS[1], 'state', 'lease', 'leased')
 if not r[1] or r[1] == 'released' or r[1] == 'issued' then return 0 end
-if r[1] == 'running' and tonumber(r[2]) > now then return 0 end
+if r[1] == 'running' and tonumber(r[2]) > math.max(now, tonumber(r[3])) then return 0 end
 return redis.call('DEL', KEYS[1])
 """
 )
@@ -127,11 +137,10 @@ FILL = (
     + """
 local known = redis.call('HGET', KEYS[1], 'fence')
 if known and tonumber(known) > tonumber(ARGV[6]) then return 0 end
-redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'state', ARGV[2], 'owner', ARGV[1], 'fence', ARGV[6], 'attempt', ARGV[7],
-  'fingerprint', ARGV[8], 'lease', us(now), 'created', us(now), 'completed', us(now),
+  'fingerprint', ARGV[8], 'lease', us(now), 'leased', us(now), 'created', us(now), 'completed', us(now),
   'operation', ARGV[9], 'scope', ARGV[10], 'key', ARGV[11])
-if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'result', ARGV[3]) end
+if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'result', ARGV[3]) else redis.call('HDEL', KEYS[1], 'result') end
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 return 1
 """

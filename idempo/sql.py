@@ -58,6 +58,7 @@ COLUMNS = (
     "fence",
     "attempt",
     "fingerprint",
+    "leased_at",
     "lease_until",
     "created_at",
     "completed_at",
@@ -108,6 +109,7 @@ def _table(name: str, metadata: MetaData) -> Table:
         Column("fence", BigInteger, nullable=False),
         Column("attempt", Integer, nullable=False),
         Column("fingerprint", blob, nullable=False),
+        Column("leased_at", BigInteger, nullable=False),
         Column("lease_until", BigInteger, nullable=False),
         Column("created_at", BigInteger, nullable=False),
         Column("completed_at", BigInteger),
@@ -135,6 +137,8 @@ class Row:
     fence: int = 0
     attempt: int = 0
     fingerprint: bytes = b""
+    leased_at: int = 0
+    """When the lease began: at the claim, or when it was renewed last."""
     lease_until: int = 0
     created_at: int = 0
     completed_at: int | None = None
@@ -151,6 +155,11 @@ class Row:
         """True if there is a row within its retention, whatever it says."""
         return self.state != "absent" and self.keep_until > self.now
 
+    @property
+    def lease_left(self) -> int:
+        """Microseconds; never more than the lease is long, where the clock was set back since it began."""
+        return self.lease_until - max(self.now, self.leased_at)
+
     def answer(self, call: Call, over: int | None) -> Answer | None:
         """How the key stands for `call`; None: it is free to claim."""
         if self.free:
@@ -159,8 +168,8 @@ class Row:
             return None if call.demand == Above(self.fence) else self.completed()
         if self.owner == call.owner:
             return Claimed(self.fence, self.attempt)
-        if self.lease_until > self.now:
-            return InProgress(self.fingerprint, (self.lease_until - self.now) / MICROSECONDS)
+        if self.lease_left > 0:
+            return InProgress(self.fingerprint, self.lease_left / MICROSECONDS)
         return None if self.fence == over else Orphan(self.fingerprint, self.fence)
 
     def completed(self) -> Completed:
@@ -174,7 +183,7 @@ class Row:
         if self.free and not (self.known and self.state == "issued"):
             return None
         running = self.state == "running"
-        live = "running" if self.lease_until > self.now else "orphan"
+        live = "running" if self.lease_left > 0 else "orphan"
         return Record(
             digest=digest,
             operation=self.operation,
@@ -217,10 +226,11 @@ def row_of(found: Any) -> Row:
     if found is None or found[1] is None:
         return Row(0 if found is None else int(found[0]), "absent")
     now, _, operation, scope, key, state, owner, fence, attempt, fingerprint, *rest = found
-    lease_until, created_at, completed_at, keep_until, result, *_ = rest
+    leased_at, lease_until, created_at, completed_at, keep_until, result, *_ = rest
     stored = None if result is None else bytes(result)
     described = operation, scope, key, bytes(owner), fence, attempt, bytes(fingerprint)
-    return Row(int(now), state, *described, lease_until, created_at, completed_at, keep_until, stored)
+    times = leased_at, lease_until, created_at, completed_at, keep_until
+    return Row(int(now), state, *described, *times, stored)
 
 
 def identity(call: Call) -> dict[str, Any]:

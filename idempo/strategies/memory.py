@@ -29,6 +29,11 @@ from idempo.steps import Steps
 __all__ = ["Memory"]
 
 _PURGE_EVERY = 1024
+_BEGAN = time.time() - time.monotonic()
+
+
+def _seconds() -> float:
+    return _BEGAN + time.monotonic()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +44,18 @@ class _Row:
     owner: bytes
     fence: int
     attempt: int
+    leased_at: float
     lease_until: float
     created_at: float
     keep_until: float
     completed_at: float | None = None
     payload: Payload | None = None
     issued: bool = False
+    released_by: bytes = b""
+
+    def lease_left(self, now: float) -> float:
+        """Seconds; never more than the lease is long, where the clock was set back since it began."""
+        return self.lease_until - max(now, self.leased_at)
 
 
 class Memory:
@@ -53,11 +64,12 @@ class Memory:
     Nothing is shared with other processes, and nothing survives this one. Serves both colours.
 
     Args:
-        clock: seconds; the ledger's own clock, by which leases and retention are judged.
+        clock: seconds; the ledger's own clock, by which leases and retention are judged. The default begins at the
+            system's time, and goes on whatever that is set to.
         key: a key of its own, where it differs from the decorator's.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.time, key: KeySpec | None = None) -> None:
+    def __init__(self, *, clock: Callable[[], float] = _seconds, key: KeySpec | None = None) -> None:
         self._clock = clock
         self._key = key
         self._rows: dict[bytes, _Row] = {}
@@ -75,6 +87,8 @@ class Memory:
             row = self._rows.get(call.digest)
             if row is not None and row.keep_until <= now:
                 row = None
+            if row is not None and row.leased_at > now:
+                row = self._rows[call.digest] = _begun_anew(row, now)
             answer = _judge(row, call, over, now)
             if answer is not None:
                 return answer
@@ -84,7 +98,7 @@ class Memory:
             kept = replace(call, arguments={})  # the record must not hold the caller's objects alive
             keep_until = now + max(call.keep, call.lease)
             self._rows[call.digest] = _Row(
-                kept, call.owner, self._fence, attempt, now + call.lease, now, keep_until
+                kept, call.owner, self._fence, attempt, now, now + call.lease, now, keep_until
             )
             return Claimed(self._fence, attempt)
 
@@ -105,11 +119,15 @@ class Memory:
     def release(self, call: Call) -> Steps[bool]:
         yield from ()  # nothing to wait for
         with self._one_at_a_time:
+            row = self._rows.get(call.digest)
+            if row is not None and row.released_by == call.owner and row.keep_until > self._clock():
+                return True  # the same request, sent again
             row = self._owned(call)
             if row is None or row.payload is not None:
                 return False
             # The row stays for its count of attempts; without an owner it is free.
-            self._rows[call.digest] = replace(row, owner=b"", issued=isinstance(call.demand, Issued))
+            issued = isinstance(call.demand, Issued)
+            self._rows[call.digest] = replace(row, owner=b"", issued=issued, released_by=call.owner)
             return True
 
     def issue(self, call: Call) -> Steps[bool]:
@@ -121,7 +139,7 @@ class Memory:
                 return False
             self._purge(now)
             kept, until = replace(call, arguments={}), now + call.keep
-            self._rows[call.digest] = _Row(kept, b"", 0, 0, now, now, until, issued=True)
+            self._rows[call.digest] = _Row(kept, b"", 0, 0, now, now, now, until, issued=True)
             return True
 
     def revoke(self, digest: bytes) -> Steps[bool]:
@@ -139,10 +157,10 @@ class Memory:
             row = self._owned(call)
             if row is None or row.payload is not None:
                 return False
-            until = self._clock() + lease
-            self._rows[call.digest] = replace(
-                row, lease_until=until, keep_until=max(row.keep_until, until + call.keep)
-            )
+            now = self._clock()
+            until = now + lease
+            keep_until = max(row.keep_until, until + call.keep)
+            self._rows[call.digest] = replace(row, leased_at=now, lease_until=until, keep_until=keep_until)
             return True
 
     def lookup(self, digest: bytes) -> Steps[Record | None]:
@@ -161,7 +179,7 @@ class Memory:
             now = self._clock()
             if row is None or row.keep_until <= now or not row.owner:
                 return False
-            if row.payload is None and row.lease_until > now:
+            if row.payload is None and row.lease_left(now) > 0:
                 return False
             del self._rows[digest]
             return True
@@ -180,6 +198,7 @@ class Memory:
                 call.owner,
                 done.fence,
                 done.attempt,
+                now,
                 now,
                 now,
                 until,
@@ -212,17 +231,22 @@ def _judge(row: _Row | None, call: Call, over: int | None, now: float) -> Answer
             return Completed(payload, row.call.fingerprint, row.fence, row.attempt, keep_left, row.owner)
         case _Row(owner=call.owner):
             return Claimed(row.fence, row.attempt)
-        case _ if row.lease_until > now:
-            return InProgress(row.call.fingerprint, row.lease_until - now)
+        case _ if row.lease_left(now) > 0:
+            return InProgress(row.call.fingerprint, row.lease_left(now))
         case _ if row.fence != over:
             return Orphan(row.call.fingerprint, row.fence)
         case _:
             return None
 
 
+def _begun_anew(row: _Row, now: float) -> _Row:
+    """A lease that seems to begin in the future, since the clock was set back: how much of it is over, nobody knows."""
+    return replace(row, leased_at=now, lease_until=now + (row.lease_until - row.leased_at))
+
+
 def _record(row: _Row, now: float) -> Record:
     call = row.call
-    live: Literal["running", "orphan"] = "running" if row.lease_until > now else "orphan"
+    live: Literal["running", "orphan"] = "running" if row.lease_left(now) > 0 else "orphan"
     return Record(
         call.digest,
         call.operation,

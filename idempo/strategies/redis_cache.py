@@ -131,11 +131,11 @@ class RedisLedger:
 
     def lookup(self, digest: bytes) -> Steps[Record | None]:
         now, keep_left, fields = yield from self._script(LOOKUP, digest)
-        state, _, fence, attempt, fingerprint, lease, result, created, completed, *readable = fields
+        state, _, fence, attempt, fingerprint, lease, result, created, completed, *readable, leased = fields
         if state is None or state == b"released":
             return None
         operation, scope, key = (_text(one) for one in readable)
-        live = "running" if int(lease) > int(now) else "orphan"
+        live = "running" if int(lease) > max(int(now), int(leased)) else "orphan"
         payload = Payload(_text(state), result) if state in (b"completed", b"failed") else None  # type: ignore[arg-type]
         return Record(
             digest=digest,

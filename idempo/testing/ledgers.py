@@ -161,6 +161,15 @@ class LedgerContract(PromiseContract):
         assert isinstance(answer, Completed) and answer.payload == payload and answer.owner == call.owner
 
     @driven
+    def test_a_release_sent_again_by_the_driver_answers_as_before(self) -> Steps[None]:
+        ledger, key = self.ledger(), self.key()
+        call = yield from self.claimed(ledger, new_call(key))
+        assert (yield from ledger.release(call))
+        assert (yield from ledger.release(call))
+        yield from self.claimed(ledger, new_call(key))
+        assert not (yield from ledger.release(call))
+
+    @driven
     def test_a_renewed_lease_is_honoured(self) -> Steps[None]:
         ledger, key = self.ledger(), self.key()
         call = yield from self.claimed(ledger, new_call(key, lease=0.2))

@@ -15,11 +15,20 @@ import redis
 from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
-from idempo import InProgressError, LeaseLostError, OneTimeToken, Record, RedisCache, UniqueInsert, current
+from idempo import (
+    InProgressError,
+    LeaseLostError,
+    OneTimeToken,
+    OutcomeUnknownError,
+    Record,
+    RedisCache,
+    UniqueInsert,
+    current,
+)
 from idempo.contracts import Colour
 from idempo.steps import Pause, Steps, run
 from idempo.testing import Gate, drive
-from tests.faults.stalled import LEDGERS, Worker, leased
+from tests.faults.stalled import LEDGERS, Unsure, Worker, leased
 from tests.servers import Clock, Server, fresh_database, start
 from tests.traps.support import Running, calling, caught, until
 
@@ -244,6 +253,32 @@ def test_the_claim_of_a_dead_owner_is_an_orphan_after_a_jump_forwards(ledger: An
     assert f.lookup("A-1").state == "orphan"
     assert f.outcome("A-1").attempt == 2
     ledger.close()
+
+
+def dies(key: str) -> Steps[str]:
+    yield from ()
+    raise SystemExit  # leaves the claim to its lease
+
+
+def test_the_claim_of_a_dead_owner_is_not_honoured_until_a_clock_put_back_has_made_up_for_it(
+    ledger: Any, clock: Moved
+) -> None:
+    with pytest.raises(SystemExit):
+        leased(ledger, "sync", "clocks", dies, lease=QUICK, keep=DAY)("A-1")
+    clock.move(-HOUR)
+    assert second(ledger, "sync", wait=LONG).outcome("A-1").attempt == 2
+
+
+def test_a_lease_that_its_owner_ended_is_over_though_the_clock_goes_back(ledger: Any, clock: Moved) -> None:
+    def vanishes(key: str) -> Steps[str]:
+        yield from ()
+        raise Unsure
+
+    first = leased(ledger, "sync", "clocks", vanishes, lease=LONG, keep=DAY)
+    with pytest.raises(OutcomeUnknownError):
+        first("A-1")
+    clock.move(-HOUR)
+    assert second(ledger, "sync", wait=0).outcome("A-1").attempt == 2
 
 
 # ------------------------------------------------------------------------ the application's clock

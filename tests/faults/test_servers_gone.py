@@ -289,25 +289,32 @@ def test_what_is_evicted_in_front_of_a_database_has_one_effect(place: Place, nam
     driven(place, test)
 
 
-def test_a_completion_that_redis_has_no_memory_for_is_tried_again_until_it_has_some(place: Place) -> None:
+def test_a_claim_that_redis_has_no_memory_for_runs_nothing(place: Place) -> None:
     """Redis documentation, "Key eviction": under noeviction, what would take memory is refused."""
 
     def test(shop: Shop) -> Steps[None]:
-        tries = Effects()
-
-        def full(is_full: bool) -> None:
-            shop.direct.config_set("maxmemory", 1 if is_full else 0)
-
-        def hook(event: Event) -> None:
-            if event.detail.startswith("completion") and tries.add(event.kind) == 2:
-                full(False)
-
+        f = shop.function("redis", lambda: None)
+        shop.direct.config_set("maxmemory", 1)
         try:
-            f = shop.function("redis", lambda: full(True), hooks=[hook])
+            error = yield from caught(LedgerUnavailableError, lambda: f(1))
+            assert error.ran is False
+            assert len(shop.effects) == 0
+        finally:
+            shop.direct.config_set("maxmemory", 0)
+        assert (yield f.outcome(1)).attempt == 1
+
+    driven(place, test)
+
+
+def test_a_completion_is_written_though_redis_has_no_memory_left(place: Place) -> None:
+    """The function has run: what keeps its result is not refused."""
+
+    def test(shop: Shop) -> Steps[None]:
+        f = shop.function("redis", lambda: shop.direct.config_set("maxmemory", 1))
+        try:
             assert (yield f(1)) == 1
-            assert len(tries) == 2
             assert (yield f.outcome(1)).replayed
         finally:
-            full(False)
+            shop.direct.config_set("maxmemory", 0)
 
     driven(place, test)

@@ -20,6 +20,7 @@ from idempo.steps import Steps, arun, run
 
 __all__ = ["InRedis", "InSQL", "Model", "Pairs", "Store", "examples", "schema", "seen"]
 
+BACK = 36_000  # seconds
 NOW = 1_000_000.0
 
 
@@ -50,6 +51,14 @@ class Model:
         rows = self._memory._rows
         if digest in rows:
             rows[digest] = replace(rows[digest], lease_until=NOW)
+
+    def set_clock_back(self, digest: bytes) -> None:
+        """By more than a lease: as the record sees it, its lease begins in the future."""
+        rows = self._memory._rows
+        if digest in rows:
+            row = rows[digest]
+            ahead = {name: getattr(row, name) + BACK for name in ("leased_at", "lease_until")}
+            rows[digest] = replace(row, **ahead)
 
     def end_retention(self, digest: bytes) -> None:
         rows = self._memory._rows
@@ -84,6 +93,9 @@ class Store:
     def end_retention(self, digest: bytes) -> None:
         raise NotImplementedError
 
+    def set_clock_back(self, digest: bytes) -> None:
+        raise NotImplementedError
+
 
 class InSQL(Store):
     def __init__(self, url: str, strategy: Any, ledger: IssuingLedger, colour: Colour) -> None:
@@ -95,6 +107,12 @@ class InSQL(Store):
 
     def end_retention(self, digest: bytes) -> None:
         self._execute("UPDATE idempo_records SET keep_until = 1 WHERE digest = :digest", digest)
+
+    def set_clock_back(self, digest: bytes) -> None:
+        ahead = (
+            f"{name} = {name} + {BACK * 1_000_000}" for name in ("leased_at", "lease_until", "keep_until")
+        )
+        self._execute(f"UPDATE idempo_records SET {', '.join(ahead)} WHERE digest = :digest", digest)
 
     def _execute(self, sql: str, digest: bytes) -> None:
         with self._engine.connect() as connection:
@@ -113,6 +131,12 @@ class InRedis(Store):
     def end_lease(self, digest: bytes) -> None:
         if self._client.exists(self._name(digest)):
             self._client.hset(self._name(digest), "lease", 1)
+
+    def set_clock_back(self, digest: bytes) -> None:
+        name = self._name(digest)
+        for one in ("lease", "leased"):
+            if self._client.exists(name):
+                self._client.hincrby(name, one, BACK * 1_000_000)
 
     def end_retention(self, digest: bytes) -> None:
         self._client.pexpireat(self._name(digest), 1)
