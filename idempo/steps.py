@@ -110,10 +110,12 @@ class Pause(Request):
 class Shielded(Request):
     """Take these steps to their end even if the caller is cancelled or interrupted meanwhile; then say so.
 
-    The steps must be safe to repeat: a blocking driver that was interrupted takes them once more.
+    The steps must be safe to repeat: a blocking driver that was interrupted takes them once more. In an event loop, a
+    store that does not answer holds a cancellation up for `patience` seconds; then the steps go on by themselves.
     """
 
     steps: Callable[[], Steps[Any]]
+    patience: float = 30.0
 
     def blocking(self) -> Any:
         try:
@@ -126,12 +128,23 @@ class Shielded(Request):
     async def awaiting(self) -> Any:
         task = asyncio.ensure_future(arun(self.steps()))
         cancelled: asyncio.CancelledError | None = None
-        while not task.done():
+        until = None
+        while not task.done() and (until is None or time.monotonic() < until):
             try:
-                await asyncio.wait({task})
+                await asyncio.wait({task}, timeout=None if until is None else until - time.monotonic())
             except asyncio.CancelledError as error:
-                cancelled = error
+                cancelled, until = error, until or time.monotonic() + self.patience
         if cancelled is not None:
-            task.exception()  # seen: what counts now is that the caller was cancelled
+            _left_to_themselves.add(task)
+            task.add_done_callback(_seen)  # what counts now is that the caller was cancelled
             raise cancelled
         return task.result()
+
+
+_left_to_themselves: set[asyncio.Future[Any]] = set()  # a loop keeps only weak references to its tasks
+
+
+def _seen(task: asyncio.Future[Any]) -> None:
+    _left_to_themselves.discard(task)
+    if not task.cancelled():
+        task.exception()
