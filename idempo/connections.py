@@ -205,8 +205,8 @@ class Database:
             yield Pause(0.002 * 2**tries)
 
     def aside(self, colour: Colour, work: Callable[[Connection], T]) -> Steps[T]:
-        """The same, on a connection that the user's pool need not have to spare; async, on one of that pool."""
-        if self._given is None or colour == "async":
+        """The same, on a connection that the user's pool need not have to spare."""
+        if self._given is None:
             return (yield from self.autocommit(colour, work))
         given: Any = self._given
         return (yield from beside(getattr(given, "sync_engine", given), colour, work))
@@ -244,7 +244,14 @@ def beside(engine: Engine, colour: Colour, work: Callable[[Connection], T]) -> S
 
 def _alone(connection: Connection, work: Callable[[Connection], T]) -> T:
     connection.detach()  # from its pool: closing it ends it
-    return work(connection)
+    if not connection.dialect.is_async:
+        return work(connection)
+    driver: Any = connection.connection.dbapi_connection
+    try:
+        return work(connection)
+    finally:
+        driver.close()  # SQLAlchemy would break it off without a word
+        connection.invalidate()
 
 
 def _place(url: URL) -> tuple[str, str | None, int | None, str | None]:

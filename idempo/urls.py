@@ -76,9 +76,25 @@ def options_for(url: URL, colour: Colour) -> dict[str, Any]:
                 options["poolclass"] = NullPool
         case "postgresql" if "asyncpg" in url.drivername:
             pass
+        case "postgresql":
+            options["connect_args"] = _unless_named(url, _CONNECT | _VANISHED)
         case _:
-            options["connect_args"] = {"connect_timeout": 10}
+            options["connect_args"] = _unless_named(url, _CONNECT)
     return options
+
+
+_CONNECT = {"connect_timeout": 10}
+# A host that has vanished is given up after a minute: PostgreSQL manual, "Parameter Key Words" of libpq.
+_VANISHED = {
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
+}
+
+
+def _unless_named(url: URL, options: dict[str, int]) -> dict[str, int]:
+    return {name: value for name, value in options.items() if name not in url.query}
 
 
 def tune(engine: Engine) -> None:

@@ -3,6 +3,7 @@
 Whether a lease is over is the store's to say: the tests ask it until it does.
 """
 
+import asyncio
 import functools
 import threading
 import time
@@ -15,21 +16,24 @@ from typing import Any
 import pytest
 import redis
 from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from idempo import (
+    Event,
     InProgressError,
     LeaseLostError,
     OneTimeToken,
     UniqueInsert,
     current,
+    idempotent,
 )
 from idempo.contracts import Colour
 from idempo.steps import Pause, Steps
 from idempo.testing import Effects, Gate, drive
 from tests.faults.stalled import GUARDS, LATE, LEDGERS, Worker, engine_for, joined, leased, stopped
 from tests.guards.support import Shop, create_tables
-from tests.servers import fresh_database
+from tests.servers import Server, async_url, fresh_database
 from tests.traps.support import Running, calling, caught, until
 
 colours = pytest.mark.parametrize("colour", ["sync", "async"])
@@ -500,3 +504,35 @@ def test_more_calls_than_the_pool_has_connections_keep_their_claims(store: Store
         yield engine.dispose()
 
     drive(colour, test())
+
+
+@pytest.mark.parametrize("server", ["postgres", "mariadb"])
+def test_a_function_that_holds_the_only_connection_of_its_pool_keeps_its_claim(
+    server: str, request: pytest.FixtureRequest
+) -> None:
+    place: Server = request.getfixturevalue(server)
+    url = fresh_database(place)
+    UniqueInsert(create_engine(url, poolclass=NullPool)).create_schema()
+
+    async def main() -> int:
+        renewals, often = list[str](), asyncio.Event()
+
+        def hook(event: Event) -> None:
+            renewals.extend([event.kind] * (event.kind == "renewed"))
+            if len(renewals) == 4:
+                often.set()
+
+        engine = create_async_engine(async_url(url), pool_size=1, max_overflow=0)
+
+        async def body(key: str) -> int:
+            async with engine.connect():
+                await asyncio.wait_for(often.wait(), 60)
+            return current().attempt
+
+        f = idempotent(key="{key}", using=UniqueInsert(engine), lease=SLOW, name="pool", hooks=[hook])(body)
+        try:
+            return await f("A-1")
+        finally:
+            await engine.dispose()
+
+    assert asyncio.run(main()) == 1
