@@ -103,7 +103,7 @@ class Shop:
         if self.colour == "sync":
             engine = create_engine(self.url, **options)
             return engine, sessionmaker(engine)
-        url = async_url(self.url).replace("sqlite:", "sqlite+aiosqlite:")
+        url = async_url(self.url)
         async_engine = create_async_engine(url, **options)
         return async_engine, async_sessionmaker(async_engine)
 

@@ -837,7 +837,7 @@ def test_a_token_spent_in_the_callers_transaction_comes_back_with_its_rollback(
         engine = create_engine(store.url)
         sessions: Any = sessionmaker(engine)
     else:
-        url = async_url(store.url).replace("sqlite:", "sqlite+aiosqlite:")
+        url = async_url(store.url)
         engine = create_async_engine(url)
         sessions = async_sessionmaker(engine)
 
