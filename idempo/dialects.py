@@ -43,6 +43,10 @@ class Dialect:
     """What all databases share. A subclass is one of the databases."""
 
     clock: ClassVar[str]
+    renewal: ClassVar[str] = (
+        "UPDATE {table} SET leased_at = {clock}, lease_until = {clock} + :lease, "
+        "keep_until = {clock} + :lease + :keep WHERE digest = :digest AND owner = :owner AND state = 'running'"
+    )
 
     def __init__(self, records: Records, table: str) -> None:
         self.records = records
@@ -171,17 +175,13 @@ class Dialect:
         return self.change(connection, sql, {"digest": call.digest, "owner": call.owner, "free": free}) == 1
 
     def renew(self, connection: Connection, call: Call, lease: float) -> bool:
-        sql = (
-            "UPDATE {table} SET leased_at = {clock}, lease_until = {clock} + :lease, "
-            "keep_until = {clock} + :lease + :keep WHERE digest = :digest AND owner = :owner AND state = 'running'"
-        )
         values = {
             "digest": call.digest,
             "owner": call.owner,
             "lease": int(lease * MICROSECONDS),
             "keep": int(call.keep * MICROSECONDS),
         }
-        return self.change(connection, sql, values) == 1
+        return self.change(connection, self.renewal, values) == 1
 
     def lookup(self, connection: Connection, digest: bytes) -> Record | None:
         return self.read(connection, digest).record(digest)

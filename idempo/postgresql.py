@@ -34,6 +34,13 @@ class PostgreSQL(Dialect):
 
     clock = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
 
+    # Its clock goes on within a statement: a lease of 0 is over when it begins, so it is read once.
+    renewal = (
+        "UPDATE {table} AS r SET leased_at = now.us, lease_until = now.us + :lease, "
+        "keep_until = now.us + :lease + :keep FROM (SELECT {clock} AS us) AS now "
+        "WHERE r.digest = :digest AND r.owner = :owner AND r.state = 'running'"
+    )
+
     # One request: what is known is read and, only if the key is free, the claim is inserted or taken over. A replay
     # writes nothing and locks nothing. No row at all: the insert met a row that this statement's snapshot cannot see.
     _claim = (
