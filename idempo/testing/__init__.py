@@ -14,7 +14,9 @@ Nothing is decided by timing: what a test waits for, it asks the ledger for.
 
 from __future__ import annotations
 
+from idempo.testing.assertions import assert_runs_once
 from idempo.testing.clocks import Clock
+from idempo.testing.crashes import Crashed, CrashingLedger, LostError
 from idempo.testing.issuing import IssuingContract
 from idempo.testing.ledgers import LedgerContract
 from idempo.testing.promises import PromiseContract
@@ -28,17 +30,21 @@ __all__ = [
     "Blocked",
     "Caller",
     "Clock",
+    "Crashed",
+    "CrashingLedger",
     "Effects",
     "Failed",
     "Fault",
     "Gate",
     "IssuingContract",
     "LedgerContract",
+    "LostError",
     "PromiseContract",
     "Schedules",
     "Step",
     "Stepping",
     "World",
+    "assert_runs_once",
     "check_promises",
     "drive",
     "driven",
