@@ -98,13 +98,14 @@ def clock(moved: Moved) -> Iterator[Moved]:
 
 
 @pytest.fixture
-def ledger(clock: Moved) -> Any:
+def ledger(clock: Moved) -> Iterator[Any]:
     """A ledger on that server. It serves both colours."""
     url = fresh_database(clock.server)
-    if url.startswith("redis"):
-        return RedisCache(url)
-    UniqueInsert(create_engine(url, poolclass=NullPool)).create_schema()
-    return UniqueInsert(url)
+    ledger: Any = RedisCache(url) if url.startswith("redis") else UniqueInsert(url)
+    if isinstance(ledger, UniqueInsert):
+        ledger.create_schema()
+    yield ledger
+    ledger.close()
 
 
 class Owner:
