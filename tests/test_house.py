@@ -22,7 +22,7 @@ FLOORS = [
     "strategies.state_guard strategies.version_check strategies.select_for_update strategies.read_only "
     "strategies.one_time_token strategies.monotonic_version",
     "testing testing.tools testing.promises testing.ledgers testing.issuing testing.clocks testing.stepping "
-    "testing.schedules testing.crashes testing.tapping testing.watching testing.answers testing.rounds "
+    "testing.schedules testing.crashes testing.tapping testing.layers testing.watching testing.answers testing.rounds "
     "testing.assertions testing.plugin inspection "
     "doctor doctor.findings doctor.looking doctor.retries doctor.clocks doctor.redis_checks doctor.redis_settings "
     "doctor.redis_rights doctor.redis_replicas doctor.sql_checks doctor.table_checks doctor.postgresql_checks "

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from idempo.contracts import Colour, Layer, Site, Strategy
 from idempo.errors import CompositionError, ConfigurationError
 from idempo.steps import arun, run
-from idempo.testing.tapping import Crashed, Fault, LostError, Tap, tapped
+from idempo.testing.layers import tapped
+from idempo.testing.tapping import Crashed, Fault, LostError, Tap
 
 __all__ = ["Crashed", "CrashingLedger", "Fault", "LostError"]
 

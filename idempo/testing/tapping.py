@@ -1,27 +1,26 @@
 """A tap on the requests between a call and its ledgers: it counts them, and lets a caller die, or a message be lost, at
 one of them.
 
-Who is dead says nothing more: no release, no renewal, no completion. What a database does by itself when a connection
-is gone, to undo the transaction, is done here in its place.
+Who is dead says nothing more: no release, no renewal, no completion.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass, field, is_dataclass, replace
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias, TypeVar
 
-from idempo.contracts import JoinedLedger, Layer, Ledger, Unit
-from idempo.records import Answer, Call, Completed, Done, NotIssued, Payload, Record
+from idempo.contracts import Ledger
+from idempo.records import Answer, Call, Done, Payload, Record
 from idempo.steps import Steps
 
 T = TypeVar("T")
 
 How: TypeAlias = Literal["die before", "die after", "lose request", "lose reply"]
 
-__all__ = ["Crashed", "Fault", "LostError", "Tap", "tapped"]
+__all__ = ["Crashed", "Fault", "LostError", "Tap", "Tapped"]
 
 
 class Crashed(BaseException):
@@ -129,25 +128,12 @@ class Tap:
         return Crashed(f"the caller died {where}, on purpose")
 
 
-def tapped(layer: Layer, tap: Tap) -> Layer | None:
-    """The same layer, with a tap between it and its ledger. None where it has no ledger."""
-    inside = getattr(layer, "layer", None)
-    if inside is not None and (found := tapped(inside, tap)) is not None:
-        return cast(Layer, replace(cast(Any, layer), layer=found))
-    ledger = getattr(layer, "ledger", None)
-    if ledger is None or not is_dataclass(cast(Any, layer)):
-        return None
-    kind: Any = TappedJoined if layer.part.joined else Tapped
-    return cast(Layer, replace(cast(Any, layer), ledger=kind(ledger, tap, layer.injects)))
-
-
 @dataclass(frozen=True, eq=False)
 class Tapped:
     """A ledger that claims under a lease. Heartbeats come by the clock and are not counted; those of the dead stop."""
 
     ledger: Ledger
     tap: Tap
-    injects: frozenset[str]
 
     @property
     def store(self) -> object:
@@ -183,114 +169,3 @@ class Tapped:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.ledger, name)  # forget, issue, revoke: no part of a call
-
-
-@dataclass(frozen=True, eq=False)
-class TappedJoined:
-    """A ledger in the business transaction."""
-
-    ledger: JoinedLedger
-    tap: Tap
-    injects: frozenset[str]
-
-    def open(self, call: Call) -> Steps[Unit | Completed | NotIssued]:
-        opened: list[Unit | Completed | NotIssued] = []
-        try:
-            yield from self.tap.request("open", call, _kept(self.ledger.open(call), opened))
-        except (Crashed, LostError):
-            for one in opened:
-                if not isinstance(one, Completed | NotIssued):
-                    yield from _drop(one, self.injects)
-            raise
-        [answer] = opened
-        if isinstance(answer, Completed | NotIssued):
-            return answer
-        return TappedUnit(answer, self.tap, call, self.injects)
-
-    def recall(self, call: Call) -> Steps[Completed | None]:
-        return (yield from self.tap.request("recall", call, self.ledger.recall(call)))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.ledger, name)
-
-
-@dataclass(eq=False)
-class TappedUnit:
-    """One transaction. Its connection is gone with the caller, and with a message that is lost."""
-
-    unit: Unit
-    tap: Tap
-    call: Call
-    injects: frozenset[str]
-    gone: bool = False
-
-    @property
-    def owned(self) -> bool:
-        return self.unit.owned
-
-    @property
-    def arguments(self) -> Mapping[str, Any]:
-        return self.unit.arguments
-
-    def _request(self, name: str, steps: Steps[T]) -> Steps[T]:
-        try:
-            return (yield from self.tap.request(name, self.call, steps))
-        except (Crashed, LostError):
-            self.gone = True
-            raise
-
-    def enter(self) -> Steps[None]:
-        if not self.owned:  # nothing is sent in a transaction that was just begun
-            yield from self._request("enter", self.unit.enter())
-
-    def claim(self, call: Call, over: int | None, wait: float) -> Steps[Answer]:
-        return (yield from self._request("claim", self.unit.claim(call, over, wait)))
-
-    def complete(self, call: Call, payload: Payload) -> Steps[bool]:
-        return (yield from self._request("complete", self.unit.complete(call, payload)))
-
-    def undo_writes(self) -> Steps[None]:
-        return (yield from self._request("undo", self.unit.undo_writes()))
-
-    def abandon(self, call: Call) -> Steps[None]:
-        return (yield from self._request("abandon", self.unit.abandon(call)))
-
-    def close(self) -> Steps[None]:
-        """The end of the transaction, which the database brings about by itself if the caller does not."""
-        if not (self.gone or self.tap.is_dead(self.call)):
-            try:
-                yield from self._request("close", self.unit.close())
-            except LostError:
-                pass  # nobody waits for that answer
-            except Crashed:
-                yield from _drop(self.unit, self.injects)
-                raise
-            else:
-                return
-        yield from _drop(self.unit, self.injects)
-
-    def again(self, error: BaseException) -> bool:
-        return not isinstance(error, LostError) and self.unit.again(error)
-
-    def ambiguous(self, error: BaseException) -> bool:
-        return self.owned if isinstance(error, LostError) else self.unit.ambiguous(error)
-
-
-def _nothing() -> Steps[None]:
-    yield from ()
-
-
-def _kept(steps: Steps[T], answers: list[T]) -> Steps[None]:
-    """Take the steps, and keep their answer for whoever does not live to see it."""
-    answers.append((yield from steps))
-
-
-def _drop(unit: Unit, injects: frozenset[str]) -> Steps[None]:
-    """What the database does when the connection of a transaction is gone: it undoes it, the caller's writes too."""
-    yield from unit.close()
-    if unit.owned:
-        return
-    for name in injects:
-        undo = getattr(unit.arguments.get(name), "rollback", None)
-        if undo is not None:
-            yield undo()

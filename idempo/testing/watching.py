@@ -16,7 +16,8 @@ from idempo.functions import wrap
 from idempo.operation import Operation, function_steps
 from idempo.protocol import compose
 from idempo.records import Call
-from idempo.testing.tapping import Tap, tapped
+from idempo.testing.layers import tapped
+from idempo.testing.tapping import Tap
 
 __all__ = ["Crowd", "Watched"]
 
