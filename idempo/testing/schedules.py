@@ -100,7 +100,7 @@ def _check_lost(world: World, caller: Caller, error: LeaseLostError, ran: set[in
     assert error.result == caller.number, "the result of another run"
     assert error.stored is MISSING or error.stored in ran - {caller.number}, "a winner that did not run"
     mine = max(fence for number, fence in world.effects if number == caller.number)
-    assert any(fence > mine for fence in world.claims), "called lost, though nobody took over"
+    assert any(fence > mine for fence in world.claims), "told that its lease is lost, though nobody took over"
 
 
 def explore(start: Start, check: Check, *, faults: int = 0, kinds: tuple[Fault, ...] = FAULTS) -> int:
