@@ -15,8 +15,8 @@ seed makes a similar run, not the same. Two databases, three Redises and the pro
 
 import argparse
 import random
+import shutil
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tests.faults import checker
 from tests.faults.checker import Violation
-from tests.faults.soaking.chaos import Chaos
+from tests.faults.soaking.chaos import ODDS, Chaos
 from tests.faults.soaking.crew import Crew
 from tests.faults.soaking.ground import Ground, ground
 from tests.faults.soaking.history import Event
@@ -34,10 +34,11 @@ from tests.faults.soaking.journal import Journal, read
 from tests.faults.soaking.shrinking import shortest
 from tests.faults.soaking.stand import LEASE, PROMISES
 from tests.faults.soaking.twins import TWINS
+from tests.provide.processes import temporary_folder
 
-__all__ = ["Report", "main", "soak"]
+__all__ = ["Load", "Report", "main", "soak"]
 
-WAVE = 40
+WAVE = 24
 """New keys at a time; those of the wave before are called along with them."""
 WAVE_SECONDS = 3.0
 END_SECONDS = 90.0
@@ -80,42 +81,56 @@ class Report:
         return lines + [f"  {event.at - short[0].at:8.3f}  {event}" for event in short]
 
 
-def soak(seconds: float, seed: int, *, size: int = 5, twin: str = "", folder: Path | None = None) -> Report:
-    """Break things for so long, then judge. `size` is the number of processes."""
-    with tempfile.TemporaryDirectory(prefix="idm-soak-") as own:
-        where = folder or Path(own)
+@dataclass(frozen=True)
+class Load:
+    """What to do, and for how long."""
+
+    seconds: float
+    seed: int
+    processes: int = 5
+    faults: tuple[str, ...] = ()
+    """Only these; all of them without any."""
+    twin: str = ""
+    folder: Path | None = None
+    """Where the history stays."""
+
+
+def soak(load: Load) -> Report:
+    """Break things, then judge."""
+    where = load.folder or temporary_folder()
+    counts: Counter[str] = Counter()
+    try:
         journal = Journal(where, "main")
-        counts: Counter[str] = Counter()
-        hung = _run(seconds, seed, size, twin, where, journal, counts)
+        failures = _run(load, where, journal, counts)
         journal.close()
         history = list(read(where))
+    finally:
+        if load.folder is None:
+            shutil.rmtree(where, ignore_errors=True)
     counts.update(_counted(history))
     violations = checker.check(history, PROMISES)
-    violations += [Violation("never_ended", "", (), f"{one} did not end its last calls") for one in hung]
+    violations += [Violation("process_failed", "", (), one) for one in failures]
     counts["keys undecided"] = len(checker.undecided(history, PROMISES))
     needed = ("processes killed", "takeovers", "replays", "keys")
-    return Report(seed, counts, violations, [name for name in needed if not counts[name]], history)
+    return Report(load.seed, counts, violations, [name for name in needed if not counts[name]], history)
 
 
-def _run(
-    seconds: float, seed: int, size: int, twin: str, where: Path, journal: Journal, counts: Counter[str]
-) -> list[str]:
-    """Call and break; what did not come to an end."""
-    odds, keys = random.Random(seed), []
+def _run(load: Load, where: Path, journal: Journal, counts: Counter[str]) -> list[str]:
+    """Call and break; what has failed beside the calls."""
+    odds, keys = random.Random(load.seed), []
     with ground() as at:
-        crew = Crew(size, where, at.places, seed, twin)
+        crew = Crew(load.processes, where, at.places, load.seed, load.twin)
         try:
-            chaos = Chaos(odds, crew, at.servers, at.proxies, LEASE, journal)
-            keys = _waves(seconds, at, crew, chaos, odds, journal)
+            chaos = Chaos(odds, crew, at.servers, at.proxies, LEASE, journal, load.faults)
+            keys = _waves(load.seconds, at, crew, chaos, odds, journal)
             chaos.over()
-            hung = [f"a process ({end})" for end in crew.finish(END_SECONDS) if end == "hung"]
-            if (end := crew.settle(keys, END_SECONDS)) != "done":
-                hung.append(f"the process that settles ({end})")
+            crew.finish(END_SECONDS)
+            crew.settle(keys, END_SECONDS)
         finally:
             crew.close()
         at.look(keys, journal)
     counts.update({"keys": len(keys)} | chaos.counts)
-    return hung
+    return crew.failures
 
 
 def _waves(
@@ -164,6 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--processes", type=int, default=5)
+    parser.add_argument("--faults", nargs="+", choices=sorted(ODDS), default=(), help="only these")
     parser.add_argument(
         "--twin", choices=sorted(TWINS), default="", help="a library that is wrong on purpose"
     )
@@ -171,7 +187,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told = parser.parse_args(arguments)
     if told.keep:
         told.keep.mkdir(parents=True, exist_ok=True)
-    report = soak(told.minutes * 60, told.seed, size=told.processes, twin=told.twin, folder=told.keep)
+    report = soak(
+        Load(told.minutes * 60, told.seed, told.processes, tuple(told.faults), told.twin, told.keep)
+    )
     print(report)
     return 0 if report.right else 1
 

@@ -28,7 +28,7 @@ __all__ = ["live"]
 THREADS = 3
 TASKS = 3
 HOT = 4
-"""So many keys are called at a time, by everybody."""
+"""So many keys are called at a time, by everybody; then the next ones."""
 PER_SECOND = 4.0
 
 
@@ -59,7 +59,8 @@ class _Callers:
 
     def _next_key(self) -> str:
         keys = self.keys
-        return keys[(int(time.monotonic() * PER_SECOND) + self.odds.randrange(HOT)) % len(keys)]
+        moment = int(time.monotonic() * PER_SECOND)
+        return keys[(moment * HOT + self.odds.randrange(HOT)) % len(keys)]
 
     def _one(self, colour: Colour, key: str, *, settling: bool = False) -> Steps[None]:
         stand = self._stands[key.partition("/")[0], colour]

@@ -4,18 +4,18 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tests.faults.proxy import Proxy
 from tests.faults.soaking.crew import Crew, Member
 from tests.faults.soaking.journal import Journal
 from tests.servers import Server
 
-__all__ = ["Chaos"]
+__all__ = ["ODDS", "Chaos"]
 
 ODDS = {
-    "kill": 5,  # a process
-    "stall": 5,  # a process, past its lease
+    "kill": 6,  # a process
+    "stall": 8,  # a process, past its lease
     "cut": 4,  # all connections to a server
     "drop": 6,  # one request, or its reply
     "blackhole": 2,  # packets to a server, for a moment
@@ -36,9 +36,11 @@ class Chaos:
         proxies: Mapping[str, Proxy],
         lease: float,
         journal: Journal,
+        kinds: Sequence[str] = (),
     ) -> None:
         self._odds, self._crew, self._servers, self._proxies = odds, crew, servers, proxies
         self._lease, self._journal = lease, journal
+        self._kinds = [*(kinds or ODDS)]
         self._stalled: list[tuple[float, Member]] = []
         self._clock = threading.Event()  # never set: how long a fault lasts is part of the load
         self.counts: Counter[str] = Counter()
@@ -47,13 +49,13 @@ class Chaos:
         """One fault, from its beginning to its end."""
         self._wake(time.monotonic())
         self.counts["died"] += self._crew.replace_dead()
-        kind = self._odds.choices([*ODDS], [*ODDS.values()])[0]
+        kind = self._odds.choices(self._kinds, [ODDS[one] for one in self._kinds])[0]
         match kind:
             case "kill" | "stall":
                 self._on_process(kind)
             case _:
                 self._on_server(kind, self._odds.choice([*self._servers]))
-        self._clock.wait(self._odds.uniform(0.05, 0.6))
+        self._clock.wait(self._odds.uniform(0.05, 0.4))
 
     def over(self) -> None:
         """From here on nothing is broken."""

@@ -32,6 +32,7 @@ class Member:
         )
         self._process.start()
         theirs.close()
+        self.name = str(words["name"])
         self.stopped = False
 
     @property
@@ -42,6 +43,15 @@ class Member:
     @property
     def alive(self) -> bool:
         return self._process.is_alive()
+
+    @property
+    def status(self) -> int | None:
+        return self._process.exitcode
+
+    @property
+    def crashed(self) -> bool:
+        """It has ended, and neither at its end nor by SIGKILL."""
+        return self.status not in (None, 0, -signal.SIGKILL)
 
     def tell(self, **words: object) -> None:
         with contextlib.suppress(OSError):  # it is dead, and will be replaced
@@ -88,6 +98,9 @@ class Crew:
         }
         self._started = 0
         self._keys: list[str] = []
+        self._folder = folder
+        self.failures: list[str] = []
+        """What became of processes that nobody has killed."""
         self.members = [self._start() for _ in range(size)]
 
     def _start(self) -> Member:
@@ -104,20 +117,36 @@ class Crew:
         """Start a new process for each that is gone. How many."""
         gone = [number for number, member in enumerate(self.members) if not member.alive]
         for number in gone:
+            self._examine(self.members[number])
             self.members[number] = self._start()
             self.members[number].tell(keys=self._keys)
         return len(gone)
 
-    def finish(self, seconds: float) -> list[Ending]:
+    def finish(self, seconds: float) -> None:
         """Let all make their last calls, for so long at the most."""
         for member in self.members:
             member.tell(finish=True)
-        return [member.ended(seconds) for member in self.members]
+        for member in self.members:
+            self._end(member, seconds)
 
-    def settle(self, keys: Sequence[str], seconds: float) -> Ending:
+    def settle(self, keys: Sequence[str], seconds: float) -> None:
         """One more process calls each key once, quietly."""
-        words = self._words | {"name": "settling", "settle": list(keys)}
-        return Member(words).ended(seconds)
+        member = Member(self._words | {"name": "settling", "settle": list(keys)})
+        if self._end(member, seconds) == "died" and not member.crashed:
+            self.failures.append("settling was killed by somebody else")
+
+    def _end(self, member: Member, seconds: float) -> Ending:
+        ending = member.ended(seconds)
+        if ending == "hung":
+            self.failures.append(f"{member.name} has not ended its last calls in {seconds:.0f} s")
+        self._examine(member)
+        return ending
+
+    def _examine(self, member: Member) -> None:
+        if member.crashed:
+            log = self._folder / f"{member.name}.log"
+            text = log.read_text(errors="replace")[-1000:] if log.exists() else "before it could say a word"
+            self.failures.append(f"{member.name} ended with status {member.status}: {text}")
 
     def close(self) -> None:
         for member in self.members:
