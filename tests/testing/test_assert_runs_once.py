@@ -45,7 +45,7 @@ class OfLeased(Place):
         async def coroutine(order: str, amount: int = 1) -> dict[str, Any]:
             return plain(order, amount)
 
-        terms = {"key": "{order}", "using": self.make(), "name": f"once.{uuid.uuid4()}"} | options
+        terms: Any = {"key": "{order}", "using": self.make(), "name": f"once.{uuid.uuid4()}"} | options
         return idempotent(**terms)(plain if self.colour == "sync" else coroutine)
 
     def effects(self, order: str, amount: int = 1) -> int:
@@ -189,7 +189,7 @@ def test_a_guard_with_a_row_for_each_round(tmp_path: Path) -> None:
 
     assert_runs_once(pay, arguments=order, effects=paid)
     with pytest.raises(AssertionError, match=r"StateConflictError.*give arguments="):
-        order(99), assert_runs_once(pay, "A-99")
+        assert_runs_once(pay, order(99))
     engine.dispose()
 
 
@@ -227,7 +227,8 @@ def test_ledgers_in_front_of_a_transaction(postgres: Any, redis_server: Any) -> 
         return order
 
     assert_runs_once(f, "A-1")
-    record.close(), cache.close()
+    record.close()
+    cache.close()
 
 
 # ------------------------------------------------------------------------ how it is called

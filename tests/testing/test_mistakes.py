@@ -100,10 +100,10 @@ class Json:
 
 @pytest.mark.parametrize("value", [(1, 2), [(1, 2)], {1: "one"}, {"a": (1,)}])
 def test_a_value_that_does_not_survive_being_stored(value: Any) -> None:
-    @idempotent(key="{order}", using=Memory(), name="json", codec=Json())
-    def f(order: str) -> Any:
+    def body(order: str) -> Any:
         return value
 
+    f: Any = idempotent(key="{order}", using=Memory(), name="json", codec=Json())(body)
     with pytest.raises(
         AssertionError, match=r"the first call got .*, a repeat .*does not survive being stored"
     ):
@@ -115,10 +115,10 @@ class Money:
 
 
 def test_a_value_that_cannot_be_stored() -> None:
-    @idempotent(key="{order}", using=Memory(), name="money")
-    def f(order: str) -> Any:
+    def body(order: str) -> Any:
         return Money()
 
+    f: Any = idempotent(key="{order}", using=Memory(), name="money")(body)
     with pytest.raises(AssertionError, match="cannot be stored"):
         assert_runs_once(f, "A-1")
 
