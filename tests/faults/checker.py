@@ -13,8 +13,6 @@ from tests.faults.soaking.order import TOLERANCE, explained
 
 __all__ = ["RULES", "Violation", "check", "check_key", "undecided"]
 
-PATIENCE = 3.0
-"""Seconds after which a client may give up by itself, without anybody having done anything to it."""
 EXPLAINED = {"InProgressError", "LedgerUnavailableError", "OutcomeUnknownError"}
 
 
@@ -205,9 +203,14 @@ def unavailable_without_fault(key: KeyHistory) -> Found:
             yield (call.id,), f"{call.id} got {call.error}, and nothing had happened to its servers"
 
 
+def _gave_up(key: KeyHistory, call: Call) -> bool:
+    """It took so long that a client, or a limit, may have ended it: no limit is shorter than the lease."""
+    return call.told_at - call.invoke >= key.promise.lease
+
+
 def _met_a_fault(key: KeyHistory, call: Call) -> bool:
     """Since its process began: a connection that was cut while it was idle is found out when it is used."""
-    if call.told_at - call.invoke > PATIENCE:
+    if _gave_up(key, call):
         return True
     since = key.starts.get(call.pid, 0.0)
     return any(
@@ -242,7 +245,8 @@ def not_settled(key: KeyHistory) -> Found:
     """When all faults are over, everybody is given the first result, or told that it is unknown under "refuse"."""
     for call in key.calls.values():
         refused = key.promise.on_orphan == "refuse" and call.error == "OutcomeUnknownError"
-        if call.settling and not call.value and not refused:
+        slow = call.error == "LedgerUnavailableError" and _gave_up(key, call)
+        if call.settling and not (call.value or refused or slow):
             yield (call.id,), f"{call.id}, after all faults, got {call.error or 'no answer'}"
 
 

@@ -42,6 +42,8 @@ WAVE = 24
 """New keys at a time; those of the wave before are called along with them."""
 WAVE_SECONDS = 3.0
 END_SECONDS = 90.0
+EACH_SECONDS = 0.5
+"""How long the last calls may take, all in all and for each key: then a process hangs."""
 SHORTENED = 8
 """So many violations of a rule are made short, and the shortest is shown."""
 
@@ -125,7 +127,7 @@ def _run(load: Load, where: Path, journal: Journal, counts: Counter[str]) -> lis
             keys = _waves(load.seconds, at, crew, chaos, odds, journal)
             chaos.over()
             crew.finish(END_SECONDS)
-            crew.settle(keys, END_SECONDS)
+            crew.settle(keys, END_SECONDS + len(keys) * EACH_SECONDS)
         finally:
             crew.close()
         at.look(keys, journal)

@@ -4,11 +4,13 @@
 """
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.faults.soak import Load, soak
+from tests.faults.checker import Violation
+from tests.faults.soak import Load, Report, soak
 from tests.faults.soaking.twins import TWINS
 
 MINUTES = float(os.environ.get("IDEMPO_TEST_SOAK_MINUTES", "0.7"))
@@ -42,3 +44,15 @@ def test_a_wrong_library_is_found_out(twin: str) -> None:
     text = str(report)
     assert f"seed {SEED}" in text
     assert any(f"VIOLATION {rule}" in text for rule in FOUND_IN[twin])
+
+
+def test_a_run_in_which_nothing_was_broken_is_not_right() -> None:
+    report = Report(7, Counter(calls=100), [], idle=["takeovers"])
+    assert not report.right
+    assert "SEEN NO takeovers" in str(report)
+
+
+def test_a_process_that_fails_beside_its_calls_is_told_with_the_seed() -> None:
+    report = Report(7, Counter(), [Violation("process_failed", "", (), "w3 ended with status 1: why")])
+    assert "VIOLATION process_failed, 1 times, seed 7" in str(report)
+    assert "w3 ended with status 1: why" in str(report)
