@@ -111,6 +111,21 @@ class OfLeased(Place):
         assert (yield f.outcome("done")).replayed
 
     @driven
+    def test_end_leases_leaves_alone_whoever_lives(self) -> Steps[None]:
+        ledger, seen = CrashingLedger(self.make()), []
+
+        def plain(order: str) -> None:
+            seen.append(ledger.end_leases())
+
+        async def coroutine(order: str) -> None:
+            seen.append(await ledger.end_leases())
+
+        body: Any = plain if self.colour == "sync" else coroutine
+        f: Any = idempotent(key="{order}", using=ledger, name=f"crash.{uuid.uuid4()}")(body)
+        assert (yield f("A-1")) is None
+        assert seen == [0]
+
+    @driven
     def test_under_refuse_a_death_in_between_is_an_unknown_outcome(self) -> Steps[None]:
         ledger, f, effects = self.crashing(on_orphan="refuse")
         with ledger.die(at="complete"):
