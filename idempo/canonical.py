@@ -62,7 +62,7 @@ def _text(tag: bytes, text: str) -> bytes:
         content = text.encode()
     except UnicodeEncodeError:  # lone surrogates, for which UTF-8 has no form
         content = text.encode("utf-8", "surrogatepass")
-    return tag + len(content).to_bytes(4, "big") + content
+    return framed(tag, content)
 
 
 def _str(value: str) -> bytes:

@@ -340,3 +340,10 @@ def test_the_form_of_a_copy_is_the_same(value: Any) -> None:
         else msgspec.structs.replace(Struct(value)).id
     )
     assert canonical(copied) == canonical(value)
+
+
+def test_no_text_can_pretend_that_one_part_ends_and_the_next_begins() -> None:
+    """All short tuples of texts that are made of what forms are made of."""
+    words = ["".join(letters) for size in range(3) for letters in itertools.product("s\0\1", repeat=size)]
+    keys = [parts for size in (1, 2, 3) for parts in itertools.product(words, repeat=size)]
+    assert len({canonical(parts) for parts in keys}) == len(keys)

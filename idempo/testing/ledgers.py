@@ -13,7 +13,7 @@ import pytest
 
 from idempo.assembly import operation_of
 from idempo.contracts import Ledger
-from idempo.errors import InProgressError, LedgerUnavailableError
+from idempo.errors import FingerprintMismatchError, InProgressError, LedgerUnavailableError
 from idempo.events import Event
 from idempo.records import (
     Answer,
@@ -105,6 +105,18 @@ class LedgerContract(PromiseContract):
         calls = [functools.partial(claiming, new_call(key)) for _ in range(CALLERS)]
         found = yield from self.together(calls)
         assert [type(answer) for answer in found].count(Claimed) == 1
+
+    @driven
+    def test_an_orphan_is_taken_over_by_its_own_fence_only(self) -> Steps[None]:
+        """Who accepts to take over one orphan has not accepted the next."""
+        ledger, key = self.ledger(), self.key()
+        one = yield from self.claimed(ledger, new_call(key))
+        assert (yield from ledger.renew(one, 0.0))
+        two = yield from self.claimed(ledger, new_call(key), one.fence)
+        assert (yield from ledger.renew(two, 0.0))
+        answer = yield from ledger.claim(new_call(key), one.fence)
+        assert isinstance(answer, Orphan)
+        assert answer.fence == two.fence
 
     @driven
     def test_the_fence_grows_over_release_and_forget(self) -> Steps[None]:
@@ -242,6 +254,29 @@ class LedgerContract(PromiseContract):
             return drive("sync", refused()) if self.colour == "sync" else arun(refused())
 
         found = yield from self.together([lambda: f("A-1"), second])
+        assert found == [True, None]
+
+    @driven
+    def test_other_arguments_are_refused_while_the_first_run_goes_on(self) -> Steps[None]:
+        gate, inside = Gate(self.colour), Gate(self.colour)
+
+        def body(order: str, amount: int) -> Any:
+            inside.open()
+            return gate.wait()
+
+        f = self.decorate(body, wait=0)
+
+        def refused() -> Steps[None]:
+            yield inside.wait()
+            try:
+                yield from self.caught(FingerprintMismatchError, lambda: f("A-1", 2))
+            finally:
+                gate.open()
+
+        def second() -> Any:
+            return drive("sync", refused()) if self.colour == "sync" else arun(refused())
+
+        found = yield from self.together([lambda: f("A-1", 1), second])
         assert found == [True, None]
 
     @driven

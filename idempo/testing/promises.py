@@ -151,7 +151,7 @@ class PromiseContract:
     @driven
     def test_another_function_has_other_keys(self) -> Steps[None]:
         f = self.decorate(lambda order, amount: "f")
-        g = self.decorate(lambda order, amount: "g")
+        g = self.decorate(lambda order, amount: "g", using=operation_of(f).layers)
         assert (yield f("A-1")) == "f"
         assert (yield g("A-1")) == "g"
 
