@@ -10,6 +10,7 @@ Sources: PostgreSQL manual, "Log-Shipping Standby Servers" and "pg_basebackup".
 
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
 import psycopg
@@ -66,15 +67,24 @@ class Replicated:
     def _copied(self, port: int) -> Local:
         give_away(self._folder)
         data, user = self._folder / "data", server_user()
-        command = [self._program("pg_basebackup"), "-D", data, "-R", "-X", "stream", "-c", "fast"]
+        command: list[str | Path] = [
+            self._program("pg_basebackup"),
+            "-D",
+            data,
+            "-R",
+            "-X",
+            "stream",
+            "-c",
+            "fast",
+        ]
         command += ["-h", "127.0.0.1", "-p", str(port), "-U", "postgres"]
         run(command, self._folder, user=user, env=self._place.environment)
-        server = [self._place.program, "-D", data, "-k", self._folder, "-p", str(self.port)]
+        server: list[str | Path] = [self._place.program, "-D", data, "-k", self._folder, "-p", str(self.port)]
         server += ["-h", "127.0.0.1", "-c", "max_connections=200", "-c", "fsync=off"]
         server += ["-c", "wal_retrieve_retry_interval=100ms"]
         return Local(server, self._folder, user=user, env=self._place.environment)
 
-    def _program(self, name: str) -> Any:
+    def _program(self, name: str) -> Path:
         return self._place.program.resolve().with_name(name)
 
     def start_standby(self) -> None:
