@@ -175,8 +175,9 @@ class Unit(Protocol):
         """Record the first result, and commit if the transaction is ours. False if the claim is gone."""
         ...
 
-    def undo_writes(self) -> Steps[None]:
-        """Undo what the function has written since the claim, and keep the claim."""
+    def undo_writes(self) -> Steps[bool]:
+        """Undo what the function has written since the claim, and keep the claim. False if it has ended the transaction
+        by itself, so that there is no claim to keep."""
         ...
 
     def abandon(self, call: Call) -> Steps[None]:

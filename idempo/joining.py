@@ -101,12 +101,13 @@ def _once_in(
 
 
 def _undone(unit: Unit, call: Call, terms: Terms) -> Steps[bool]:
+    """Undo what the function wrote before it raised a result. False: it has ended the transaction by itself."""
     try:
-        yield from unit.undo_writes()
+        return (yield from unit.undo_writes())
     except Exception as error:
-        tell(terms.hooks, "unavailable", call, type(error).__name__)
-        return False
-    return True
+        told = unavailable(call, terms, error, ran=True)
+        told.__cause__ = error
+        raise NotAdmitted(told) from error
 
 
 def _claim_in(unit: Unit, call: Call, terms: Terms, over: int | None, wait: float) -> Steps[Answer]:

@@ -123,8 +123,14 @@ class SqlUnit:
         at_once = _commits_alone(holder, connection)
         return dialect.complete_and_commit(connection, call, payload, holder.commit, at_once=at_once)
 
-    def undo_writes(self) -> Steps[None]:
-        yield on(self._holder, lambda holder: self._mark.rollback())
+    def undo_writes(self) -> Steps[bool]:
+        try:
+            yield on(self._holder, lambda holder: self._mark.rollback())
+        except Exception as error:
+            if is_disconnect(error):
+                raise
+            return False
+        return True
 
     def abandon(self, call: Call) -> Steps[None]:
         """Undo what the function has written, and leave its claim behind as an orphan, committed if that is ours."""

@@ -75,19 +75,21 @@ class _Judge:
         self, call: Call, over: int | None, ask: Callable[[Call, int | None], Steps[Answer]]
     ) -> Steps[Answer]:
         call = self.marked(call)
-        if over is not None:
-            call = replace(call, demand=Above(over))  # an orphan may be kept as a version that is not certain
         for _ in range(_RACES):
             answer = yield from ask(call, over)
             match answer:
                 case Completed():
                     applied = _opened(answer.payload)
                     if not applied.certain and applied.version <= self.version:
-                        self.orphan = applied.version
-                        return Orphan(b"", answer.fence)
-                    if applied.version >= self.version:
+                        # An orphan that is kept as a version; it is replaced only by who has accepted to take it over.
+                        self.before, self.orphan = None, applied.version
+                        if answer.fence != over:
+                            return Orphan(b"", answer.fence)
+                    elif applied.version >= self.version:
                         return self.replayed(answer, applied, call)
-                    self.before, call = answer.payload, replace(call, demand=Above(answer.fence))
+                    else:
+                        self.before = answer.payload
+                    call = replace(call, demand=Above(answer.fence))
                 case Claimed():
                     if over is None:
                         self.orphan = None
@@ -250,7 +252,7 @@ class _VersionedUnit:
     def complete(self, call: Call, payload: Payload) -> Steps[bool]:
         return self.unit.complete(call, self.judge.framed(call, payload))
 
-    def undo_writes(self) -> Steps[None]:
+    def undo_writes(self) -> Steps[bool]:
         return self.unit.undo_writes()
 
     def abandon(self, call: Call) -> Steps[None]:

@@ -97,7 +97,7 @@ class TappedUnit:
     def complete(self, call: Call, payload: Payload) -> Steps[bool]:
         return (yield from self._request("complete", self.unit.complete(call, payload)))
 
-    def undo_writes(self) -> Steps[None]:
+    def undo_writes(self) -> Steps[bool]:
         return (yield from self._request("undo", self.unit.undo_writes()))
 
     def abandon(self, call: Call) -> Steps[None]:

@@ -96,8 +96,9 @@ class Unit:
             self.database.undo(self)
             raise ConnectionError("the reply was lost, and the connection with it")
 
-    def undo_writes(self) -> Steps[None]:
+    def undo_writes(self) -> Steps[bool]:
         yield from ()
+        return True
 
     def close(self) -> Steps[None]:
         self.database.undo(self)
