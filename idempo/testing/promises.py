@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import pytest
@@ -66,6 +66,9 @@ class PromiseContract:
     joined: ClassVar[bool] = False
     """True if the strategy joins the parameter `session`."""
 
+    beside: Mapping[str, Any] = {}
+    """Options that put another function on the store of the one that was decorated last."""
+
     def make(self) -> Strategy:
         """Return the strategy under test, on a store that may be shared with other tests."""
         raise NotImplementedError
@@ -77,6 +80,7 @@ class PromiseContract:
     def decorate(self, body: Callable[[str, int], Any], **options: Any) -> Any:
         """Decorate `body(order, amount)`, which may return an awaitable under async."""
         terms: Any = {"key": "{order}", "using": self.make(), "name": f"contract.{uuid.uuid4()}"} | options
+        self.beside = {"using": terms["using"]}
         return idempotent(**terms)(_function(body, self.colour, self.joined))
 
     def together(self, calls: Iterable[Callable[[], Any]]) -> Steps[list[Any]]:
@@ -151,7 +155,7 @@ class PromiseContract:
     @driven
     def test_another_function_has_other_keys(self) -> Steps[None]:
         f = self.decorate(lambda order, amount: "f")
-        g = self.decorate(lambda order, amount: "g", using=operation_of(f).layers)
+        g = self.decorate(lambda order, amount: "g", **self.beside)
         assert (yield f("A-1")) == "f"
         assert (yield g("A-1")) == "g"
 

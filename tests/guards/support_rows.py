@@ -133,7 +133,9 @@ class RowPromises(PromiseContract):
         rows = [{"id": place_of(self.prefix, key), "version": 1} for key in KEYS]
         with self.at.outside.connect() as connection:
             connection.execute(insert(PLACES), rows)
-        return super().decorate(body, **options)
+        decorated = super().decorate(body, **options)
+        self.beside = {}  # another function has other rows
+        return decorated
 
     @property
     def where(self) -> dict[Any, Any]:

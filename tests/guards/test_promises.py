@@ -55,7 +55,9 @@ class Guarded(PromiseContract):
         ]
         with self.at.outside.connect() as connection:
             connection.execute(insert(LIVES), rows)
-        return super().decorate(body, **options)
+        decorated = super().decorate(body, **options)
+        self.beside = {}  # another function has other rows
+        return decorated
 
     def make(self) -> Strategy:
         prefix = self.prefix

@@ -481,8 +481,10 @@ class WithTokens(PromiseContract):
     """The promises of a function whose key is a token. What names the key is left out: a token is not shown."""
 
     def decorate(self, body: Callable[[str, int], Any], **options: Any) -> Any:
-        tokens = OneTimeToken(options.pop("using", None) or self.make(), make=wanted.get)
+        ledger = options.pop("using", None) or self.make()
+        tokens = OneTimeToken(ledger, make=wanted.get)
         decorated = super().decorate(body, using=tokens, **options)
+        self.beside = {"using": ledger}
         return Issuing(decorated, tokens, self.colour, "scope" in options)
 
     test_other_arguments_under_one_key_are_refused_by_name = None  # type: ignore[assignment]

@@ -48,14 +48,13 @@ def url(tmp_path: Path) -> str:
 
 
 def on_file(url: str, colour: Colour, test: Callable[[Shop], Steps[None]], **options: Any) -> None:
-    kind = url if colour == "sync" else url.replace("sqlite:", "sqlite+aiosqlite:")
     settings: dict[str, Any] = {"poolclass": NullPool, "connect_args": {"timeout": 20}} | options
 
     def with_plain_outside(shop: Shop) -> Steps[None]:
         shop.outside = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
         yield from test(shop)
 
-    driven(kind, colour, with_plain_outside, **settings)
+    driven(url, colour, with_plain_outside, **settings)
 
 
 @colours

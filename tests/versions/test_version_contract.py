@@ -17,7 +17,9 @@ class OneVersion(PromiseContract):
     def decorate(self, body: Callable[[str, int], Any], **options: Any) -> Any:
         ledger = options.pop("using", None) or self.make()
         using = MonotonicVersion(ledger, entity=options.get("key", "{order}"), version=lambda: 1)
-        return super().decorate(body, using=using, **options)
+        decorated = super().decorate(body, using=using, **options)
+        self.beside = {"using": ledger}
+        return decorated
 
 
 class OneVersionLeased(OneVersion, LedgerContract):
