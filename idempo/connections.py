@@ -254,10 +254,12 @@ def _alone(connection: Connection, work: Callable[[Connection], T]) -> T:
         connection.invalidate()
 
 
-def _place(url: URL) -> tuple[str, str | None, int | None, str | None]:
+def _place(url: URL) -> tuple[object, ...]:
+    """Kind of server, host, port, database; and the hosts that a query names, of a failover pair or a socket."""
     backend = url.get_backend_name()
     named = url.database or str(url.query.get("dbname", "")) or None
-    return ("mysql" if backend == "mariadb" else backend), url.host, url.port, named
+    hosts = (url.query.get(name) for name in ("host", "hostaddr", "port", "unix_socket"))
+    return ("mysql" if backend == "mariadb" else backend), url.host, url.port, named, *hosts
 
 
 def _drop(engine: AsyncEngine) -> None:
