@@ -74,7 +74,7 @@ def _shared(config: pytest.Config, kind: str) -> Server:
 
 def refuse(reason: Unavailable) -> NoReturn:
     """A skip that is listed at the end, or a failure where the run must not do without this server."""
-    if reason.kind in os.environ.get("IDEMPO_TEST_REQUIRE", "").split(","):
+    if reason.kind and reason.kind in os.environ.get("IDEMPO_TEST_REQUIRE", "").split(","):
         pytest.fail(f"IDEMPO_TEST_REQUIRE names {reason.kind}: {reason}", pytrace=False)
     pytest.skip(str(reason))
 
