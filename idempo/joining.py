@@ -5,9 +5,10 @@ There is no lease: the database lets go of a claim when its transaction ends, ho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar, assert_never
+from typing import Any, TypeVar, assert_never
 
 from idempo.asking import NotAdmitted, RunAgain, ask, attempt, judge
 from idempo.contracts import Inner, JoinedLedger, Terms, Unit
@@ -71,7 +72,12 @@ def joined(ledger: JoinedLedger, call: Call, terms: Terms, inner: Inner) -> Step
 
 
 def _closing(unit: Unit) -> Callable[[], Shielded]:
-    return lambda: Shielded(unit.close)
+    return lambda: _to_the_end(unit.close)
+
+
+def _to_the_end(steps: Callable[[], Steps[Any]]) -> Shielded:
+    """However long it takes: two things at once cannot be done with one transaction."""
+    return Shielded(steps, patience=math.inf)
 
 
 def _once_in(
@@ -148,13 +154,13 @@ def _run_in(
         raise
     payload = done.payload
     try:
-        kept = yield Shielded(lambda: unit.complete(call, payload))
+        kept = yield _to_the_end(lambda: unit.complete(call, payload))
     except Exception as error:
         if unit.again(error):
             raise RunAgain(error, started=True) from error
         if not unit.ambiguous(error):
             raise
-        yield Shielded(unit.close)  # its connection may be the only one there is
+        yield _to_the_end(unit.close)  # its connection may be the only one there is
         first = yield from attempt(ledger.recall(call), call, terms)
         if first is None or first.owner != call.owner:
             raise unknown(call, terms, "the reply to the commit was lost", done.value) from error
