@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, make_url, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
-from idempo import Event, IdempoError, LedgerUnavailableError, OutcomeUnknownError, UniqueInsert
+from idempo import Event, LedgerUnavailableError, OutcomeUnknownError, UniqueInsert
 from idempo.contracts import Colour
 from idempo.steps import Steps
 from idempo.testing import Effects, drive
@@ -151,15 +152,16 @@ def test_a_completion_on_a_primary_that_stays_read_only_makes_the_outcome_unknow
     driven(primary, test)
 
 
-def test_a_transaction_that_meets_a_read_only_primary_is_no_success_and_its_repeat_has_the_one_effect(
+def test_a_transaction_that_meets_a_read_only_primary_fails_as_a_whole_and_its_repeat_has_the_one_effect(
     primary: Primary,
 ) -> None:
     def test(caller: Caller) -> Steps[None]:
         f = caller.joined(functools.partial(primary.demote, True))
         error = yield from tried(lambda: f("inside"))
-        assert isinstance(error, Exception), error
-        assert not (isinstance(error, IdempoError) and error.ran is False)
+        assert isinstance(error, DBAPIError), error
+        assert "read-only" in str(error)
         primary.demote(False)
+        assert caller.shop.orders("inside") == 0
         again = caller.joined()
         assert (yield again("inside")) == 2
         assert (yield again.outcome("inside")).replayed

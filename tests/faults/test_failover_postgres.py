@@ -104,6 +104,11 @@ class Caller:
         yield self.ledger.close()
 
 
+def seen(f: Any, key: str) -> Steps[Any]:
+    """The outcome, or the error, of a call."""
+    return (yield from tried(lambda: f.outcome(key)))
+
+
 def tried(call: Callable[[], Any]) -> Steps[Any]:
     """Its value, or its error."""
     try:
@@ -183,15 +188,16 @@ def _promoted(story: Kept, caller: Caller, pair: Replicated) -> Steps[None]:
     yield from meanwhile(caller.colour, pair.promote)
     (story.late,) = yield from late.results()
     before = caller.told.of("renewed beating")
-    yield from until(lambda: caller.told.of("renewed beating") > before + 1, "two heartbeats")
+    with contextlib.suppress(AssertionError):
+        yield from until(lambda: caller.told.of("renewed beating") > before + 1, "two heartbeats")
     story.beats = caller.told.of("renewed beating") - before
     story.beating = yield from caller.leave(beating, "beating")
     story.spanning = yield from caller.leave(spanning, "spanning")
-    story.known = [(yield caller.leased.outcome("sent")), (yield caller.joined.outcome("placed"))]
+    story.known = [(yield from seen(caller.leased, "sent")), (yield from seen(caller.joined, "placed"))]
     for key in ("late", "beating", "spanning"):
-        story.repeats.append((yield caller.leased.outcome(key)))
+        story.repeats.append((yield from seen(caller.leased, key)))
     for key in ("interrupted", "asks"):
-        story.again[key] = [(yield caller.joined.outcome(key)), (yield caller.joined.outcome(key))]
+        story.again[key] = [(yield from seen(caller.joined, key)), (yield from seen(caller.joined, key))]
     story.rows = {key: caller.shop.orders(key) for key in ("placed", "refused", "interrupted", "asks")}
     story.runs = {key: caller.effects.of(key) for key in ("sent", "placed", "refused", "late", "spanning")}
 
@@ -294,10 +300,10 @@ def _forgotten(story: Lost, caller: Caller, pair: Replicated, proxy: Proxy) -> S
     story.lost_rows = caller.shop.orders("placed")
     story.interrupted = yield from caller.leave(interrupted, "interrupted")
     for _ in range(2):
-        story.placed.append((yield caller.joined.outcome("placed")))
-        story.sent.append((yield caller.leased.outcome("sent")))
-    yield caller.joined("interrupted")
-    yield caller.leased("overtaken")
+        story.placed.append((yield from seen(caller.joined, "placed")))
+        story.sent.append((yield from seen(caller.leased, "sent")))
+    yield from seen(caller.joined, "interrupted")
+    yield from seen(caller.leased, "overtaken")
     story.overtaken = yield from caller.leave(overtaken, "overtaken")
     story.left = yield from caller.leave(left, "left")
     story.fences = caller.fences["sent"]
