@@ -9,7 +9,6 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 from idempo.contracts import Inner, Layer, Site, Terms
@@ -17,7 +16,7 @@ from idempo.errors import CompositionError, ConfigurationError
 from idempo.guarantees import Part
 from idempo.records import Call, Completed, Done, Payload, Record
 from idempo.steps import Steps
-from idempo.terms import Duration
+from idempo.terms import Duration, seconds_of
 from idempo.verdicts import replay
 
 __all__ = ["LocalCache"]
@@ -56,7 +55,7 @@ class LocalCache:
         clock: Callable[[], float] = seconds,
     ) -> None:
         self._entries = _Entries(_count("size", size), _count("max_bytes", max_bytes))
-        self._fresh = _duration("fresh", fresh)
+        self._fresh = seconds_of("fresh", fresh, most=_CENTURY)
         self._clock = clock
 
     def bind(self, site: Site) -> Layer:
@@ -193,12 +192,3 @@ def _count(what: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigurationError(f"{what}={value!r} is not a whole number from 1 on")
     return value
-
-
-def _duration(what: str, value: Any) -> float:
-    number = value.total_seconds() if isinstance(value, timedelta) else value
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        raise ConfigurationError(f"{what}= takes seconds or a timedelta, not {value!r}")
-    if not 0 < number <= _CENTURY:
-        raise ConfigurationError(f"{what}={value} is not between 0 and {_CENTURY:.0f} seconds")
-    return float(number)

@@ -19,7 +19,7 @@ from idempo.events import tell
 from idempo.guarantees import Part
 from idempo.guarding import Admission, Guarding, transaction_for
 from idempo.records import MISSING, Call, Done
-from idempo.rows import BusinessRow
+from idempo.rows import BusinessRow, is_mysql
 from idempo.steps import Steps
 from idempo.terms import Duration, seconds_of
 
@@ -151,7 +151,7 @@ class _Layer(Admission):
 
     def _load(self, holder: Any, connection: Connection, values: dict[str, Any], call: Call) -> Any:
         """Read the locked row as it is now: InnoDB would show an older snapshot to a read that does not lock."""
-        locked = connection.dialect.name in ("mysql", "mariadb")
+        locked = is_mysql(connection)
         query = select(self.target).execution_options(populate_existing=True)
         query = self.row.selected(query, values, locked=locked)
         if not isinstance(holder, Session):
