@@ -49,7 +49,7 @@ class Bench:
     """The packages that every try imports anew."""
     usual: dict[str, float] = field(default_factory=dict)
     """The seconds that a selection of tests takes where nothing is changed."""
-    slack: float = 10
+    slack: float = 5
     """Seconds that it may take more than twice that."""
 
     def measure(self, selection: str) -> None:

@@ -8,20 +8,21 @@ _REDIS = 'tests/contract/test_redis_cache.py -k "TestRedis and not Async"'
 _COMPOSITION = "tests/test_composition.py"
 _SCHEDULES = 'tests/protocol/test_schedules.py -k "not three_callers and not any_three and not 4"'
 _JOINED = 'tests/protocol/test_joined_schedules.py -k "not any_two and not deadlocks"'
+_INSIDE = "tests/tokens/test_orphans_inside.py"
+_GAPS = "tests/twins/test_gaps.py"
+_AWAY = 'tests/traps/test_redis.py -k "during_the_tries and sync"'
 _KEYS = "tests/test_keys.py tests/test_keys_canonical.py tests/test_keys_fingerprints.py"
 _RULES_OF_KEYS = "tests/model/test_keys.py"
-_MODEL = "tests/model/test_ledgers.py -k {}"
 _LIVING = 'tests/faults/test_stalls.py -k "lives and redis"'
-_REDIS_TRAPS = "tests/traps/test_redis.py -k sync"
 _TOKENS = 'tests/tokens/test_one_time_token.py -k "{} and sync and not async"'
 _VERSIONS = 'tests/versions/test_monotonic_version.py -k "{} and sync and not async"'
 
 TESTS = {
-    "idempo/protocol.py": (_MEMORY, _COMPOSITION, _SCHEDULES),
+    "idempo/protocol.py": (_MEMORY, _COMPOSITION, _INSIDE, _GAPS, _AWAY, _SCHEDULES, _LIVING),
     "idempo/joining.py": (_SQLITE, _JOINED),
     "idempo/keys.py": (_KEYS, _RULES_OF_KEYS),
     "idempo/canonical.py": (_KEYS, _RULES_OF_KEYS),
-    "idempo/leases.py": (_MEMORY, _LIVING),
+    "idempo/leases.py": (_MEMORY, _GAPS, _LIVING),
     "idempo/waiting.py": (_MEMORY, _COMPOSITION),
     "idempo/strategies/memory.py": (
         _MEMORY,
