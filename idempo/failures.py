@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from sqlalchemy.exc import DBAPIError
 
-__all__ = ["codes", "is_conflict", "is_disconnect", "is_missing_table", "is_sqlite_busy", "is_unknown_name"]
+__all__ = [
+    "codes",
+    "is_conflict",
+    "is_disconnect",
+    "is_missing_table",
+    "is_sqlite_busy",
+    "is_unknown_name",
+    "takes_no_writes",
+]
 
 _DRIVERS = {"psycopg", "psycopg2", "asyncpg", "pymysql", "asyncmy", "aiomysql", "MySQLdb", "mysql", "sqlite3"}
 _DRIVERS |= {"sqlalchemy"}  # its adapters of async drivers
@@ -46,6 +54,21 @@ def is_disconnect(error: BaseException) -> bool:
     if not isinstance(error, DBAPIError):
         return False
     return error.connection_invalidated or codes(error)[0].startswith(("08", "57P"))
+
+
+# PostgreSQL: read-only, and class 53, insufficient resources. MySQL: disk full, table full, read-only, out of memory.
+_UNWRITABLE_STATES = ("25006", "53")
+_UNWRITABLE_NUMBERS = (1021, 1114, 1290, 1836, 1037, 1041, 3098)
+_SQLITE_UNWRITABLE = (8, 13)  # SQLITE_READONLY, SQLITE_FULL
+
+
+def takes_no_writes(error: BaseException) -> bool:
+    """True if the database is read-only, or has no room left."""
+    state, number = codes(error)
+    on_file = getattr(getattr(error, "orig", error), "sqlite_errorcode", None)
+    if isinstance(on_file, int):
+        return on_file & 0xFF in _SQLITE_UNWRITABLE
+    return state.startswith(_UNWRITABLE_STATES) or number in _UNWRITABLE_NUMBERS
 
 
 _UNKNOWN_NAMES = ("42P01", "42703", 1146, 1054)  # a table, a column

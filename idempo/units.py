@@ -15,8 +15,8 @@ from sqlalchemy.orm import Session
 
 from idempo.connections import on
 from idempo.dialects import Dialect
-from idempo.errors import ConfigurationError, IdempoError, InProgressError
-from idempo.failures import is_conflict, is_disconnect, is_missing_table
+from idempo.errors import ConfigurationError, IdempoError, InProgressError, LedgerUnavailableError
+from idempo.failures import is_conflict, is_disconnect, is_missing_table, takes_no_writes
 from idempo.objects import Objects
 from idempo.records import Answer, Call, Claimed, Completed, InProgress, Payload
 from idempo.schema import create, dialect_of, missing_table
@@ -117,11 +117,17 @@ class SqlUnit:
         savepoint = self._savepoint if transaction_of(holder) is self._transaction else ""
         connection = connection_of(holder)
         dialect = dialect_of(connection, self._records)
-        if not self.owned:
-            return dialect.complete_joined(connection, call, payload, savepoint)
-        self._state = "committing"
-        at_once = _commits_alone(holder, connection)
-        return dialect.complete_and_commit(connection, call, payload, holder.commit, at_once=at_once)
+        try:
+            if not self.owned:
+                return dialect.complete_joined(connection, call, payload, savepoint)
+            self._state = "committing"
+            at_once = _commits_alone(holder, connection)
+            return dialect.complete_and_commit(connection, call, payload, holder.commit, at_once=at_once)
+        except DBAPIError as error:
+            lost = is_disconnect(error) and not self.ambiguous(error)
+            if lost or takes_no_writes(error):
+                raise unrecorded(call, error) from error
+            raise
 
     def undo_writes(self) -> Steps[bool]:
         try:
@@ -235,6 +241,19 @@ def refuse_autocommit(connection: Connection, call: Call) -> None:
             operation=call.operation,
             key=call.key,
         )
+
+
+def unrecorded(call: Call, error: Exception) -> LedgerUnavailableError:
+    """The error for a database that does not take the first result: it is gone, full, or read-only."""
+    told = LedgerUnavailableError(
+        f"the database did not take the first result ({type(error).__name__}) after the function had run: what it "
+        "wrote in this transaction is undone, what it did elsewhere is done; repeat the call when the database takes "
+        "writes",
+        operation=call.operation,
+        key=call.key,
+    )
+    told.ran = True
+    return told
 
 
 def conflicting(call: Call) -> InProgressError:

@@ -204,7 +204,9 @@ def test_a_transaction_that_cannot_be_completed_for_want_of_space_has_no_effect(
             return BIG
 
         f = shop.function(pays, UniqueInsert(shop.engine, join="session"))
-        yield from caught(OperationalError, lambda: f(1, "A-1"))
+        error = yield from caught(LedgerUnavailableError, lambda: f(1, "A-1"))
+        assert error.ran is True
+        assert isinstance(error.__cause__, OperationalError)
         disk.free()
         assert shop.payments(1) == 0
         assert (yield f(1, "A-1")) == BIG

@@ -158,8 +158,10 @@ def test_a_transaction_that_meets_a_read_only_primary_fails_as_a_whole_and_its_r
     def test(caller: Caller) -> Steps[None]:
         f = caller.joined(functools.partial(primary.demote, True))
         error = yield from tried(lambda: f("inside"))
-        assert isinstance(error, DBAPIError), error
-        assert "read-only" in str(error)
+        assert isinstance(error, LedgerUnavailableError), error
+        assert error.ran is True
+        assert isinstance(error.__cause__, DBAPIError)
+        assert "read-only" in str(error.__cause__)
         primary.demote(False)
         assert caller.shop.orders("inside") == 0
         again = caller.joined()
