@@ -1,5 +1,6 @@
 """Rules that no test held until a mutant of the library went unnoticed; see docs/explanation/mutation.md."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -18,10 +19,15 @@ from idempo import (
     Memory,
     OneTimeToken,
     OutcomeUnknownError,
+    RedisCache,
     UniqueInsert,
     current,
     idempotent,
 )
+from idempo.leases import KeepAlive, _tickers
+from idempo.steps import Steps, run
+from idempo.testing import new_call
+from tests.servers import Server, fresh_database
 from tests.tokens.support import Clock
 
 SECONDS = 30
@@ -93,13 +99,18 @@ def _overtaken(winner: Callable[[], Any], *, joined: bool = True) -> Any:
     clock, began = Clock(), [threading.Event(), threading.Event()]
 
     @idempotent(key="{order}", using=Memory(clock=clock), lease=5, wait=0, replay_errors=[ValueError])
-    def place(order: str) -> Any:
+    def place(order: str) -> object:
         attempt = current().attempt
         began[attempt - 1].set()
         if attempt == 2:
             return winner()
         clock.now += 60
-        thread = threading.Thread(target=_silent, args=(lambda: place(order),))
+
+        def repeat() -> None:
+            with contextlib.suppress(ValueError):
+                place(order)
+
+        thread = threading.Thread(target=repeat)
         thread.start()
         if joined:
             thread.join(SECONDS)
@@ -110,13 +121,6 @@ def _overtaken(winner: Callable[[], Any], *, joined: bool = True) -> Any:
         place("A-1")
     assert lost.value.result == "late"
     return lost.value.stored
-
-
-def _silent(call: Callable[[], object]) -> None:
-    try:
-        call()
-    except ValueError:
-        return
 
 
 def test_an_owner_that_lost_its_lease_is_told_what_the_winner_returned() -> None:
@@ -142,3 +146,67 @@ def test_an_owner_that_lost_its_lease_to_one_that_still_runs_is_told_of_no_resul
 
 def test_an_owner_that_lost_its_lease_to_a_result_that_cannot_be_stored_is_told_of_none() -> None:
     assert _overtaken(object) is MISSING
+
+
+def test_a_renewal_is_told() -> None:
+    renewed = threading.Event()
+
+    def hook(event: Any) -> None:
+        if event.kind == "renewed":
+            renewed.set()
+
+    @idempotent(key="{order}", using=Memory(), lease=0.3, hooks=[hook])
+    def place(order: str) -> bool:
+        return renewed.wait(SECONDS)
+
+    assert place("A-1")
+
+
+def _no_more() -> Steps[bool]:
+    yield from ()
+    return False
+
+
+def test_leases_that_have_ended_do_not_pile_up_behind_one_that_lives() -> None:
+    ledger = Memory()
+    living = KeepAlive(ledger, 1000.0, _no_more).blocking()
+    for _ in range(2000):
+        KeepAlive(ledger, 3600.0, _no_more).blocking().stop()
+    assert len(_tickers.of(ledger)._due) < 1000
+    living.stop()
+
+
+def test_one_thread_renews_all_leases_of_a_ledger() -> None:
+    ledger, before = Memory(), set(threading.enumerate())
+    beats = [KeepAlive(ledger, 1000.0, _no_more).blocking() for _ in range(5)]
+    assert len(set(threading.enumerate()) - before) == 1
+    for beat in beats:
+        beat.stop()
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
+def test_a_renewed_claim_is_kept_for_longer_than_its_lease(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Else the record of a function that runs for longer than keep= would end under it."""
+    strategy: Any = Memory()
+    if kind == "sqlite":
+        strategy = UniqueInsert(f"sqlite:///{tmp_path / 'records.db'}")
+    if kind == "redis":
+        server: Server = request.getfixturevalue("redis_server")
+        strategy = RedisCache(fresh_database(server))
+
+    @idempotent(key="{order}", using=strategy)
+    def unused(order: str) -> None: ...
+
+    ledger = unused.__idempo__.layers[0].ledger  # type: ignore[attr-defined]
+    call = replace(new_call(), lease=10.0, keep=20.0)
+
+    def steps() -> Steps[Any]:
+        yield from ledger.claim(call, None)
+        assert (yield from ledger.renew(call, 1000.0))
+        return (yield from ledger.lookup(call.digest))
+
+    assert run(steps()).keep_left > 1000
+    if kind != "memory":
+        strategy.close()
