@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from idempo import (
     INJECTED,
     MISSING,
+    KeyTemplateError,
     LeaseLostError,
     Memory,
     OneTimeToken,
@@ -24,6 +25,7 @@ from idempo import (
     current,
     idempotent,
 )
+from idempo.keys import MAX_KEY, MAX_TEXT, key_given, key_source
 from idempo.leases import KeepAlive, _tickers
 from idempo.steps import Steps, run
 from idempo.testing import new_call
@@ -210,3 +212,26 @@ def test_a_renewed_claim_is_kept_for_longer_than_its_lease(
     assert run(steps()).keep_left > 1000
     if kind != "memory":
         strategy.close()
+
+
+@pytest.mark.parametrize("spec", ["{order}-{line}", "order {order}", ("order", "{line}/{part}")], ids=str)
+def test_no_key_is_given_for_a_template_of_several_parts(spec: Any) -> None:
+    with pytest.raises(KeyTemplateError, match="one text of several parts"):
+        key_given(spec, ("A-1", "7") if isinstance(spec, tuple) else "A-1")
+
+
+@pytest.mark.parametrize(
+    ("spec", "given"), [("{order}", "A-1"), (("order", "{line}"), ("A-1", 7)), (("line",), (7,))], ids=str
+)
+def test_a_given_key_is_the_one_that_is_read_from_a_call(spec: Any, given: object) -> None:
+    read = key_source(spec, ("order", "line"))({"order": "A-1", "line": 7})
+    assert key_given(spec, given) == read
+
+
+def test_a_key_may_have_as_many_bytes_as_the_pages_say() -> None:
+    assert MAX_KEY == 4096
+
+
+def test_a_text_of_just_the_readable_length_is_shown_whole() -> None:
+    assert key_given("{order}", "x" * MAX_TEXT).text == "x" * MAX_TEXT
+    assert key_given("{order}", "x" * MAX_TEXT + "y").text == "x" * (MAX_TEXT - 1) + "…"
