@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from idempo import (
 )
 from idempo.keys import MAX_KEY, MAX_TEXT, key_given, key_source
 from idempo.leases import KeepAlive, _tickers
+from idempo.records import InProgress, Orphan, Payload
 from idempo.steps import Steps, run
 from idempo.testing import new_call
 from tests.servers import Server, fresh_database
@@ -186,22 +187,25 @@ def test_one_thread_renews_all_leases_of_a_ledger() -> None:
         beat.stop()
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
-def test_a_renewed_claim_is_kept_for_longer_than_its_lease(
-    kind: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    """Else the record of a function that runs for longer than keep= would end under it."""
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     strategy: Any = Memory()
-    if kind == "sqlite":
+    if request.param == "sqlite":
         strategy = UniqueInsert(f"sqlite:///{tmp_path / 'records.db'}")
-    if kind == "redis":
+    if request.param == "redis":
         server: Server = request.getfixturevalue("redis_server")
         strategy = RedisCache(fresh_database(server))
 
     @idempotent(key="{order}", using=strategy)
     def unused(order: str) -> None: ...
 
-    ledger = unused.__idempo__.layers[0].ledger  # type: ignore[attr-defined]
+    yield unused.__idempo__.layers[0].ledger  # type: ignore[attr-defined]
+    if request.param != "memory":
+        strategy.close()
+
+
+def test_a_renewed_claim_is_kept_for_longer_than_its_lease(ledger: Any) -> None:
+    """Else the record of a function that runs for longer than keep= would end under it."""
     call = replace(new_call(), lease=10.0, keep=20.0)
 
     def steps() -> Steps[Any]:
@@ -210,8 +214,37 @@ def test_a_renewed_claim_is_kept_for_longer_than_its_lease(
         return (yield from ledger.lookup(call.digest))
 
     assert run(steps()).keep_left > 1000
-    if kind != "memory":
-        strategy.close()
+
+
+def test_a_first_result_cannot_be_released_by_its_owner(ledger: Any) -> None:
+    call = new_call()
+
+    def steps() -> Steps[Any]:
+        yield from ledger.claim(call, None)
+        assert (yield from ledger.complete(call, Payload("completed", b"1")))
+        assert not (yield from ledger.release(call))
+        return (yield from ledger.lookup(call.digest))
+
+    assert run(steps()).payload == Payload("completed", b"1")
+
+
+def test_memory_honours_a_lease_to_its_end() -> None:
+    clock = Clock()
+    ledger, call = Memory(clock=clock), new_call(lease=5.0)
+    run(ledger.claim(call, None))
+    clock.now += 4.5
+    assert isinstance(run(ledger.claim(new_call(), None)), InProgress)
+    clock.now += 0.5
+    assert isinstance(run(ledger.claim(new_call(), None)), Orphan)
+
+
+def test_memory_lets_go_of_what_is_over() -> None:
+    clock = Clock()
+    ledger = Memory(clock=clock)
+    for number in range(5000):
+        run(ledger.claim(new_call(str(number), lease=1.0, keep=1.0), None))
+        clock.now += 2
+    assert len(ledger._rows) < 2500
 
 
 @pytest.mark.parametrize("spec", ["{order}-{line}", "order {order}", ("order", "{line}/{part}")], ids=str)
