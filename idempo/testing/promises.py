@@ -150,6 +150,14 @@ class PromiseContract:
         assert (yield f.forget("A-1")) is False
         assert (yield f("A-1")) == 2
 
+    @driven
+    def test_forget_takes_no_other_record(self) -> Steps[None]:
+        f = self.decorate(lambda order, amount: order)
+        yield f("Order-A")
+        yield f("order-a")
+        assert (yield f.forget("Order-A")) is True
+        assert (yield f.outcome("order-a")).replayed
+
     # -------------------------------------------------------------------------------- no cross-talk
 
     @driven

@@ -257,6 +257,20 @@ TWINS = (
         "        raise\n    payload",
         "traps/test_mysql.py::test_a_deadlock_among_the_functions_own_statements_runs_the_whole_once_more sync",
     ),
+    Twin(
+        "a purge takes only what is over",
+        "dialects.py",
+        "(SELECT digest FROM {table} WHERE keep_until <= {clock} ORDER BY keep_until LIMIT :batch)",
+        "(SELECT digest FROM {table} ORDER BY keep_until LIMIT :batch)",
+        "test_cli.py::test_purge_takes_what_is_over_and_nothing_else sqlite",
+    ),
+    Twin(
+        "forget takes one record",
+        "dialects.py",
+        "DELETE FROM {table} WHERE digest = :digest AND fence = :seen AND state = :state ",
+        "DELETE FROM {table} WHERE :digest = :digest AND :seen = :seen AND state = :state ",
+        "contract/test_unique_insert.py::TestSQLite::test_forget_takes_no_other_record",
+    ),
     # ---- guards, tokens, versions
     Twin(
         "a state is set only where it may be left",
