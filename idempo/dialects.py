@@ -117,6 +117,7 @@ class Dialect:
     def issue(self, connection: Connection, call: Call) -> bool:
         """Insert a key that waits to be claimed, for `call.keep` seconds. False, and no change, if it is there."""
         values = identity(call) | {"state": "issued", "fence": 0, "attempt": 0, "owner": b"", "lease": 0}
+        values["keep"] = int(call.keep * MICROSECONDS)
         if self._insert(connection, values):
             return True
         sql = (
