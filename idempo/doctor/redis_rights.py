@@ -16,14 +16,14 @@ if not redis.acl_check_cmd then return 'cannot tell' end
 local lacking = {}
 local asked = {
   {'TIME'}, {'HMGET', KEYS[1], 'state'}, {'HGET', KEYS[1], 'state'}, {'HSET', KEYS[1], 'state', 'x'},
-  {'EXISTS', KEYS[1]}, {'PTTL', KEYS[1]}, {'PEXPIRE', KEYS[1], '1'}, {'DEL', KEYS[1]}}
+  {'HDEL', KEYS[1], 'result'},  {'EXISTS', KEYS[1]}, {'PTTL', KEYS[1]}, {'PEXPIRE', KEYS[1], '1'}, {'DEL', KEYS[1]}}
 for _, command in ipairs(asked) do
   if not redis.acl_check_cmd(unpack(command)) then table.insert(lacking, command[1]) end
 end
 return table.concat(lacking, ' ')
 """
 _MEND = (
-    "ACL SETUSER {user} on ~{prefix}* +eval +evalsha +time +hmget +hget +hset +exists +pttl +pexpire +del +ping "
+    "ACL SETUSER {user} on ~{prefix}* +eval +evalsha +time +hmget +hget +hset +hdel +exists +pttl +pexpire +del +ping "
     "+info"
 )
 
