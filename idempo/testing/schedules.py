@@ -131,7 +131,8 @@ def explore(start: Start, check: Check, *, faults: int = 0, kinds: tuple[Fault, 
             try:
                 check(world, callers)
             except AssertionError as error:
-                raise AssertionError(f"{error}\nschedule: {'; '.join(world.trace)}") from error
+                said = str(error).partition("\n")[0]  # without what pytest adds
+                raise AssertionError(f"{said}\nschedule: {'; '.join(world.trace)}") from error
     return found
 
 

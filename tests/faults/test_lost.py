@@ -56,7 +56,9 @@ def test_after_a_lost_request_or_reply_there_is_one_effect_and_one_result(
         wire.disarm()
         if not wire.reached:
             assert isinstance(answer, Outcome)
-            break
+            if point.moment == "request":
+                break
+            continue  # a goodbye, which has no reply
         walked.append(f"{point} {answer if isinstance(answer, Outcome) else type(answer).__name__}")
         check_answer(composition, books, order_no, answer, walked[-1])
         books.end_leases()

@@ -38,7 +38,7 @@ def test_whatever_breaks_each_composition_keeps_what_it_promises(tmp_path: Path)
 @pytest.mark.timeout(AROUND)
 @pytest.mark.parametrize("twin", TWINS)
 def test_a_wrong_library_is_found_out(twin: str) -> None:
-    report = soak(Load(9, SEED, faults=FAULTS.get(twin, ()), twin=twin))
+    report = soak(Load(20, SEED, faults=FAULTS.get(twin, ()), twin=twin))
     rules = {violation.rule for violation in report.violations}
     assert rules & FOUND_IN[twin], str(report)
     text = str(report)

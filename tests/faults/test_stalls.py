@@ -370,7 +370,7 @@ def test_a_stopped_owner_whose_connection_the_server_ends_has_no_effect(
 
 # ------------------------------------------------------------------------ slow but alive
 
-SLOW = 0.6  # a lease that the living outlast
+SLOW = 2.0  # a lease that the living outlast
 
 
 def outlasting(f: Any, key: str, done: Gate, again: Any) -> Steps[None]:

@@ -310,8 +310,8 @@ TWINS = (
     Twin(
         "a lower version never runs",
         "versioned.py",
-        "                    if applied.version >= self.version:\n                        return self.replayed",
-        "                    if applied.version == self.version:\n                        return self.replayed",
+        "elif applied.version >= self.version:",
+        "elif applied.version == self.version:",
         "versions/test_monotonic_version.py::test_a_lower_version_is_superseded_and_changes_nothing redis and sync",
     ),
     # ---- keys
