@@ -17,6 +17,7 @@ from idempo import Event, LedgerUnavailableError, OutcomeUnknownError, UniqueIns
 from idempo.contracts import Colour
 from idempo.steps import Steps
 from idempo.testing import Effects, drive
+from tests.faults.answers import tried
 from tests.servers import Server, fresh_database, start
 from tests.traps.support import Shop, create_tables, decorated, place
 
@@ -96,14 +97,6 @@ def driven(primary: Primary, test: Callable[[Caller], Steps[None]]) -> None:
             yield from caller.close()
 
     drive(primary.colour, whole())
-
-
-def tried(call: Callable[[], Any]) -> Steps[Any]:
-    """Its value, or its error."""
-    try:
-        return (yield call())
-    except Exception as error:
-        return error
 
 
 @pytest.mark.parametrize("name", ["leased", "joined"])

@@ -4,7 +4,6 @@ Each story of a failover is told once in each colour; each test states one fact 
 SQLAlchemy, "Specifying multiple fallback hosts", with `target_session_attrs` of libpq.
 """
 
-import asyncio
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from idempo import (
 from idempo.contracts import Colour
 from idempo.steps import Steps
 from idempo.testing import Effects, Gate, drive
+from tests.faults.answers import meanwhile, seen, tried
 from tests.faults.proxy import Proxy
 from tests.provide.standby import Replicated
 from tests.traps.support import Running, Shop, calling, create_tables, decorated, place, until
@@ -102,27 +102,6 @@ class Caller:
         self.shop.outside.dispose()
         yield self.shop.close()
         yield self.ledger.close()
-
-
-def seen(f: Any, key: str) -> Steps[Any]:
-    """The outcome, or the error, of a call."""
-    return (yield from tried(lambda: f.outcome(key)))
-
-
-def tried(call: Callable[[], Any]) -> Steps[Any]:
-    """Its value, or its error."""
-    try:
-        return (yield call())
-    except Exception as error:
-        return error
-
-
-def meanwhile(colour: Colour, work: Callable[[], None]) -> Steps[None]:
-    """Wait in a thread where there is an event loop: it has calls to go on with."""
-    if colour == "sync":
-        work()
-    else:
-        yield asyncio.to_thread(work)
 
 
 def told(colour: Colour, caller: Caller, steps: Steps[None]) -> None:

@@ -3,7 +3,6 @@
 Each story of a failover is told once for its server and colour; each test states one fact of it.
 """
 
-import asyncio
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
@@ -39,6 +38,7 @@ from idempo.contracts import Colour
 from idempo.records import Outcome
 from idempo.steps import Steps, arun, run
 from idempo.testing import Effects, Gate, drive
+from tests.faults.answers import meanwhile, seen, tried
 from tests.faults.proxy import Proxy
 from tests.provide.sentinel import NAME, Node, Pair, Sentinels
 from tests.servers import Server, fresh_database
@@ -137,27 +137,6 @@ def each(f: Any, *keys: str) -> Steps[list[Any]]:
     return found
 
 
-def seen(f: Any, key: str) -> Steps[Any]:
-    """The outcome, or the error, of a call."""
-    return (yield from tried(lambda: f.outcome(key)))
-
-
-def tried(call: Callable[[], Any]) -> Steps[Any]:
-    """Its value, or its error."""
-    try:
-        return (yield call())
-    except Exception as error:
-        return error
-
-
-def meanwhile(caller: Caller, work: Callable[[Node], None], node: Node) -> Steps[None]:
-    """Wait in a thread where there is an event loop: it has calls to go on with."""
-    if caller.colour == "sync":
-        work(node)
-    else:
-        yield asyncio.to_thread(work, node)
-
-
 @pytest.fixture(scope="module")
 def place(request: pytest.FixtureRequest) -> tuple[str, Colour]:
     found: tuple[str, Colour] = request.param
@@ -220,7 +199,7 @@ def _killed(story: Kept, caller: Caller, group: Sentinels) -> Steps[None]:
     group.first.kill()
     story.refused = yield from tried(lambda: hasty("refused"))
     patient = Running(caller.colour, [calling(lambda: f.outcome("patient"))])
-    yield from meanwhile(caller, group.elect, group.second)
+    yield from meanwhile(caller.colour, functools.partial(group.elect, group.second))
     (story.patient,) = yield from patient.results()
     story.known = yield from seen(f, "known")
     story.duplicate = yield from tried(lambda: hasty("spanning"))
@@ -249,7 +228,7 @@ def _handed_over(story: Kept, caller: Caller, group: Sentinels) -> Steps[None]:
     owner = yield from caller.enter(f, "moving")
     left = yield from caller.enter(short, "left behind")
     group.replicated()
-    yield from meanwhile(caller, group.hand_over, group.first)
+    yield from meanwhile(caller.colour, functools.partial(group.hand_over, group.first))
     story.demoted = (yield from each(plain, "refused later")) + (yield from each(hasty, "refused later"))
     story.demoted_known = yield from seen(plain, "known")
     story.demoted_completion = yield from caller.leave(left, "left behind")
@@ -405,7 +384,7 @@ def _forgotten(story: Lost, caller: Caller, group: Sentinels, proxy: Proxy, orde
     left = yield from caller.enter(alone, "left")
     overtaken = yield from caller.enter(alone, "overtaken")
     group.first.kill()
-    yield from meanwhile(caller, group.elect, group.second)
+    yield from meanwhile(caller.colour, functools.partial(group.elect, group.second))
     story.alone = yield from seen(alone, "alone")
     story.fences = caller.fences["alone"]
     story.winner = yield from seen(alone, "overtaken")
