@@ -49,8 +49,7 @@ class ReadOnly:
 
     def __init__(self, source: Source | str, *, join: str = "session") -> None:
         named = isinstance(source, str) and source.isidentifier()
-        self._join = str(source) if named else join
-        self._database = None if named else Database(source)
+        self._transaction = Transaction(str(source) if named else join, None if named else Database(source))
         self.carried = None
 
     def record(self) -> None:
@@ -58,7 +57,7 @@ class ReadOnly:
 
     def close(self) -> Any:
         """Close the connections made from a URL; awaitable inside an event loop. A given engine is left alone."""
-        return Transaction(self._join, self._database).close()
+        return self._transaction.close()
 
     def bind(self, site: Site) -> Layer:
         if site.carried is not None:
@@ -66,9 +65,8 @@ class ReadOnly:
                 f"{site.operation}: ReadOnly cannot stand in a transaction that writes: neither in that of a record "
                 "with join=, nor beside another guard"
             )
-        transaction = Transaction(self._join, self._database)
-        transaction.check(site, hidden=True)
-        return _Layer(site, transaction)
+        self._transaction.check(site, hidden=True)
+        return _Layer(site, self._transaction)
 
 
 @dataclass(frozen=True)
