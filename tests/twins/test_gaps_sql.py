@@ -23,6 +23,8 @@ from idempo.records import (
     Completed,
     Done,
     InProgress,
+    Issued,
+    NotIssued,
     Orphan,
     Payload,
     Record,
@@ -325,6 +327,23 @@ def test_nothing_of_an_old_result_stays_where_its_key_is_issued_or_claimed_anew(
     table.change(old, "keep_until = 1")
     table.claim(new_call(key))
     assert table.result(old) is None
+
+
+def test_a_token_is_good_for_as_long_as_it_was_issued_for_whatever_the_lease(table: Table, key: str) -> None:
+    token = new_call(key, keep=5.0, lease=1000.0)
+    table.done(table.ledger.issue(token))
+    assert table.record(token).keep_left <= 5
+
+
+def test_a_token_that_is_issued_anew_revives_no_other(table: Table, key: str) -> None:
+    token, other = new_call(key), new_call(f"{key} other")
+    for one in (token, other):
+        table.done(table.ledger.issue(one))
+        table.change(one, "keep_until = 1")
+    table.done(table.ledger.issue(token))
+    assert table.record(token).state == "issued"
+    assert table.look(other) is None
+    assert table.ask(replace(other, demand=Issued("replay"))) == NotIssued()
 
 
 def _done(fence: int, data: bytes, keep_left: float = 60.0) -> Done:
