@@ -1,5 +1,6 @@
 """Rules of the SQL ledger that no test held until a mutant of it went unnoticed; see docs/explanation/mutation.md."""
 
+import contextvars
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from idempo import Event, OutcomeUnknownError, UniqueInsert, idempotent
+from idempo import Event, FingerprintMismatchError, OutcomeUnknownError, UniqueInsert, idempotent
 from idempo.dialects import Dialect
 from idempo.records import (
     Above,
@@ -473,3 +474,62 @@ def test_a_transaction_that_the_database_undoes_tells_hooks_that_its_key_is_free
     place("A-1")
     assert told == ["claimed", "released", "claimed", "completed"]
     strategy.close()
+
+
+def test_an_error_of_the_functions_own_passes_untouched_in_the_run_after_one_that_was_undone(
+    postgres: Server,
+) -> None:
+    runs: list[str] = []
+    declined = ValueError("declined")
+    strategy = UniqueInsert(fresh_database(postgres), join="session")
+    strategy.create_schema()
+
+    @idempotent(key="{order}", using=strategy)
+    def place(order: str, session: Any = None) -> None:
+        runs.append(order)
+        if len(runs) == 2:
+            raise declined
+        session.execute(text("DO $$ BEGIN RAISE serialization_failure; END $$"))
+
+    with pytest.raises(ValueError, match="declined") as raised:
+        place("A-1")
+    assert raised.value is declined
+    strategy.close()
+
+
+def test_other_arguments_are_refused_where_a_transaction_left_an_orphan(tmp_path: Path) -> None:
+    amounts: list[int] = []
+    strategy = UniqueInsert(f"sqlite:///{tmp_path}/shop.db", join="session")
+
+    @idempotent(key="{order}", using=strategy, unknown_errors=[TimeoutError])
+    def place(order: str, amount: int, session: Any = None) -> None:
+        amounts.append(amount)
+        if len(amounts) == 1:
+            raise TimeoutError
+
+    with pytest.raises(OutcomeUnknownError):
+        place("A-1", 1)
+    with pytest.raises(FingerprintMismatchError):
+        place("A-1", 2)
+    place("A-1", 1)
+    assert amounts == [1, 1]
+    strategy.close()
+
+
+def test_other_arguments_are_refused_at_once_while_a_leased_run_of_the_same_name_goes_on(
+    tmp_path: Path,
+) -> None:
+    url = f"sqlite:///{tmp_path}/shop.db"
+    leased, joined = UniqueInsert(url), UniqueInsert(url, join="session")
+
+    @idempotent(key="{order}", using=joined, name="place")
+    def in_a_transaction(order: str, amount: int, session: Any = None) -> None: ...
+
+    @idempotent(key="{order}", using=leased, name="place")
+    def place(order: str, amount: int) -> None:
+        with pytest.raises(FingerprintMismatchError):
+            contextvars.Context().run(in_a_transaction, order, amount + 1)  # as another request would
+
+    place("A-1", 1)
+    leased.close()
+    joined.close()
