@@ -405,6 +405,16 @@ def test_what_is_over_is_found_by_an_index(table: Table) -> None:
     assert ["keep_until"] in [index["column_names"] for index in table.indexes()]
 
 
+def test_records_with_one_fence_are_forgotten_one_by_one(table: Table, key: str) -> None:
+    """Fences tell the claims of one key apart, not those of two."""
+    one, other = new_call(key), new_call(f"{key} other")
+    for call in (one, other):
+        run(table.ledger.fill(call, _done(7, b"7")))
+    assert run(table.ledger.forget(one.digest)) is True
+    assert table.look(one) is None
+    assert table.record(other).payload == Payload("completed", b"7")
+
+
 # ------------------------------------------------------------------------ a database that refuses
 
 
