@@ -1,0 +1,164 @@
+"""Rules of leases that no test held until a mutant went unnoticed; see docs/explanation/mutation.md."""
+
+import asyncio
+import gc
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from idempo import Event, Memory, idempotent
+from idempo.leases import Beat, KeepAlive, _tasks
+from idempo.records import Call
+from idempo.steps import Steps
+
+SECONDS = 30
+
+
+@dataclass
+class Order:
+    number: str
+
+
+def watched(ledger: object, every: float, renewed: Callable[[], object]) -> Beat:
+    """A lease that is renewed once."""
+
+    def renew() -> Steps[bool]:
+        yield from ()
+        renewed()
+        return False
+
+    return KeepAlive(ledger, every, renew).blocking()
+
+
+def test_a_short_lease_is_renewed_while_a_long_one_waits() -> None:
+    ledger, renewed = Memory(), threading.Event()
+    long = watched(ledger, 1000, lambda: None)
+    short = watched(ledger, 0.05, renewed.set)
+    assert renewed.wait(SECONDS)
+    for beat in (long, short):
+        beat.stop()
+
+
+def test_a_lease_is_renewed_after_one_that_was_due_before_it_has_ended() -> None:
+    ledger, renewed = Memory(), threading.Event()
+    watched(ledger, 0.05, lambda: None).stop()
+    beat = watched(ledger, 0.1, renewed.set)
+    assert renewed.wait(SECONDS)
+    beat.stop()
+
+
+def test_no_renewal_comes_before_its_time() -> None:
+    times: list[float] = []
+    renewed = threading.Event()
+
+    def noting() -> None:
+        times.append(time.monotonic())
+        renewed.set()
+
+    began = time.monotonic()
+    beat = watched(Memory(), 0.2, noting)
+    assert renewed.wait(SECONDS)
+    assert times[0] >= began + 0.2
+    beat.stop()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_was_ended_by_a_renewal_is_replaced_at_the_next_lease() -> None:
+    ledger, ended, renewed = Memory(), threading.Event(), threading.Event()
+
+    def exiting() -> None:
+        before.append(threading.current_thread())
+        ended.set()
+        raise SystemExit
+
+    before: list[threading.Thread] = []
+    watched(ledger, 0.01, exiting)
+    assert ended.wait(SECONDS)
+    before[0].join(SECONDS)
+    beat = watched(ledger, 0.01, renewed.set)
+    assert renewed.wait(SECONDS)
+    beat.stop()
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_a_call_that_is_over_is_not_held_until_its_renewal_would_have_been_due(colour: str) -> None:
+    @idempotent(key="{order.number}", using=Memory(), fingerprint=None, lease=3600)
+    def place(order: Order) -> None: ...
+
+    @idempotent(key="{order.number}", using=Memory(), fingerprint=None, lease=3600)
+    async def place_async(order: Order) -> None: ...
+
+    async def main(order: Order) -> weakref.ref[Order]:
+        held = weakref.ref(order)
+        await place_async(order)
+        del order
+        gc.collect()
+        return held
+
+    order = Order("A-1")
+    held = weakref.ref(order)
+    if colour == "sync":
+        place(order)
+        del order
+        gc.collect()
+        assert held() is None
+    else:
+        coroutine = main(order)
+        del order
+        asyncio.run(coroutine)
+        assert held() is None
+
+
+def test_an_event_loop_keeps_no_timer_of_a_call_that_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    timers: list[asyncio.TimerHandle] = []
+
+    @idempotent(key="{order}", using=Memory(), lease=3600)
+    async def place(order: str) -> None: ...
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        call_later = loop.call_later
+
+        def noting(*given: Any) -> asyncio.TimerHandle:
+            timers.append(call_later(*given))
+            return timers[-1]
+
+        monkeypatch.setattr(loop, "call_later", noting)
+        await place("A-1")
+
+    asyncio.run(main())
+    assert [timer.cancelled() for timer in timers] == [True]
+
+
+def test_a_renewal_under_way_is_not_lost_to_the_garbage_collector_and_not_kept_afterwards() -> None:
+    gates: list[weakref.ref[asyncio.Event]] = []
+    asked, renewed = asyncio.Event(), asyncio.Event()
+
+    class Slow(Memory):
+        def renew(self, call: Call, lease: float) -> Steps[bool]:
+            gate = asyncio.Event()
+            gates.append(weakref.ref(gate))
+            asked.set()
+            yield gate.wait()
+            return (yield from super().renew(call, lease))
+
+    def hook(event: Event) -> None:
+        if event.kind == "renewed":
+            renewed.set()
+
+    @idempotent(key="{order}", using=Slow(), lease=0.6, hooks=[hook])
+    async def place(order: str) -> bool:
+        await asyncio.wait_for(asked.wait(), SECONDS)
+        gc.collect()
+        gate = gates[0]()
+        assert gate is not None, "the renewal has vanished"
+        gate.set()
+        return await asyncio.wait_for(renewed.wait(), SECONDS)
+
+    assert asyncio.run(place("A-1"))
+    assert not _tasks
