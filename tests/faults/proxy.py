@@ -28,6 +28,7 @@ class Proxy:
 
     def __init__(self, target_port: int) -> None:
         self.port = 0
+        self.connections = 0  # that clients have opened
         self.requests = 0  # round trips: client data that comes first, or after server data, per connection
         self.log: list[bytearray] = []  # what the client sent, one entry per round trip
         self.fired = threading.Event()  # the armed drop has happened
@@ -122,6 +123,7 @@ class Proxy:
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers = [writer]
+        self.connections += 1
         self._writers.add(writer)
         try:
             await self._passing.wait()

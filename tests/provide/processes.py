@@ -133,10 +133,11 @@ def poll(attempt: Callable[[], T], *, seconds: float, give_up: Callable[[], None
             time.sleep(0.01)
 
 
-def _state(pid: int) -> tuple[str, int]:
-    """State letter and parent of a process; X where there is none."""
+def _state(pid: int, of: int | None = None) -> tuple[str, int]:
+    """State letter and parent of a process, or of a thread `of` it; X where there is none."""
+    place = pid if of is None else f"{of}/task/{pid}"
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{place}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return "X", 0
     return fields[0], int(fields[1])
@@ -196,11 +197,11 @@ class Local:
             raise Unavailable(f"{self._command[0]} ended at once: {tail(self._folder)}")
 
     def pause(self) -> None:
+        """Returns when all of its threads have stopped."""
         # The root first: a stopped parent cannot start children that the list would miss.
         if self._process is not None and self._process.poll() is None:
-            _send(self._process.pid, signal.SIGSTOP)
-            for pid in _tree(self._process.pid)[1:]:
-                _send(pid, signal.SIGSTOP)
+            _stop([self._process.pid])
+            _stop(_tree(self._process.pid)[1:])
 
     def resume(self) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -226,6 +227,24 @@ class Local:
 def runs(pid: int) -> bool:
     """Whether there is such a process and it is not merely waiting to be buried."""
     return _state(pid)[0] not in "XZ"
+
+
+def _stop(pids: list[int]) -> None:
+    for pid in pids:
+        _send(pid, signal.SIGSTOP)
+    poll(lambda: _expect_stopped(pids), seconds=30)
+
+
+def _expect_stopped(pids: list[int]) -> None:
+    if going := [pid for pid in pids for state in _threads(pid) if state not in "TtZX"]:
+        raise TimeoutError(f"processes {going} have not stopped")
+
+
+def _threads(pid: int) -> list[str]:
+    """The state letters of the threads of a process."""
+    with contextlib.suppress(OSError):
+        return [_state(int(thread), pid)[0] for thread in os.listdir(f"/proc/{pid}/task")]
+    return []
 
 
 def _expect_gone(pids: list[int]) -> None:
