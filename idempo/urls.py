@@ -68,16 +68,20 @@ def require(module: str, what: str, operation: str) -> None:
 def options_for(url: URL, colour: Colour) -> dict[str, Any]:
     # What is stored may be anybody's secret: it is no part of an error's text.
     options: dict[str, Any] = {"hide_parameters": True}
-    match url.get_backend_name():
-        case "sqlite":
+    match url.get_backend_name(), module_of(url_for(url, colour).drivername):
+        case "sqlite", _:
             options["connect_args"] = {"timeout": 30}
             if colour == "async":
                 # An open aiosqlite connection has a thread of its own, which would keep the interpreter alive.
                 options["poolclass"] = NullPool
-        case "postgresql" if "asyncpg" in url.drivername:
+        case "postgresql", "asyncpg":
             pass
-        case "postgresql":
+        case "postgresql", _:
             options["connect_args"] = _unless_named(url, _CONNECT | _VANISHED)
+        case _, "pymysql":
+            options["connect_args"] = _unless_named(url, _CONNECT | _SILENT | _DEAF)
+        case _, "asyncmy":
+            options["connect_args"] = _unless_named(url, _CONNECT | _SILENT)
         case _:
             options["connect_args"] = _unless_named(url, _CONNECT)
     return options
@@ -91,6 +95,10 @@ _VANISHED = {
     "keepalives_count": 3,
     "tcp_user_timeout": 60_000,
 }
+# Seconds without a word: PyMySQL documentation, "Connection Object". Longer than a statement waits for a lock by
+# itself: 50 seconds, MySQL manual, "innodb_lock_wait_timeout".
+_SILENT = {"read_timeout": 60}
+_DEAF = {"write_timeout": 60}
 
 
 def _unless_named(url: URL, options: dict[str, int]) -> dict[str, int]:
