@@ -299,6 +299,12 @@ def test_attempts_are_counted_anew_when_the_retention_is_over(table: Table, key:
     assert table.claim(new_call(key)).attempt == 1
 
 
+def test_attempts_are_counted_anew_for_what_replaces_a_first_result(table: Table, key: str) -> None:
+    old = table.claim(new_call(key))
+    table.complete(old)
+    assert table.claim(new_call(key, demand=Above(old.fence))).attempt == 1
+
+
 def test_a_released_key_is_not_forgotten_for_it_is_free_already(table: Table, key: str) -> None:
     mine = table.claim(new_call(key))
     table.done(table.ledger.release(mine))
