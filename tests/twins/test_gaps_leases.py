@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from idempo import Event, Memory, idempotent
-from idempo.leases import Beat, KeepAlive, _tasks
+from idempo.leases import Beat, KeepAlive, _tasks, _tickers
 from idempo.records import Call
 from idempo.steps import Steps
 
@@ -41,6 +41,20 @@ def test_a_short_lease_is_renewed_while_a_long_one_waits() -> None:
     short = watched(ledger, 0.05, renewed.set)
     assert renewed.wait(SECONDS)
     for beat in (long, short):
+        beat.stop()
+
+
+def test_the_next_due_is_renewed_first_after_leases_that_have_ended_were_cleared_away() -> None:
+    ledger, renewed = Memory(), threading.Event()
+    ended = [watched(ledger, 0.5, lambda: None)]
+    living = [watched(ledger, 3000, lambda: None), watched(ledger, 0.8, renewed.set)]
+    ended += [watched(ledger, 4000, lambda: None) for _ in range(300)]
+    for beat in ended:
+        beat.stop()
+    living += [watched(ledger, 5000, lambda: None) for _ in range(1000)]
+    assert len(_tickers.of(ledger)._due) == len(living), "nothing was cleared away"
+    assert renewed.wait(SECONDS)
+    for beat in living:
         beat.stop()
 
 
@@ -85,33 +99,50 @@ def test_a_thread_that_was_ended_by_a_renewal_is_replaced_at_the_next_lease() ->
     beat.stop()
 
 
-@pytest.mark.parametrize("colour", ["sync", "async"])
-def test_a_call_that_is_over_is_not_held_until_its_renewal_would_have_been_due(colour: str) -> None:
-    @idempotent(key="{order.number}", using=Memory(), fingerprint=None, lease=3600)
+def test_a_call_that_is_over_is_not_held_until_its_renewal_would_have_been_due() -> None:
+    ledger = Memory()
+    earlier = watched(ledger, 1000, lambda: None)
+
+    @idempotent(key="{order.number}", using=ledger, fingerprint=None, lease=36_000)
     def place(order: Order) -> None: ...
-
-    @idempotent(key="{order.number}", using=Memory(), fingerprint=None, lease=3600)
-    async def place_async(order: Order) -> None: ...
-
-    async def main(order: Order) -> weakref.ref[Order]:
-        held = weakref.ref(order)
-        await place_async(order)
-        del order
-        gc.collect()
-        return held
 
     order = Order("A-1")
     held = weakref.ref(order)
-    if colour == "sync":
-        place(order)
-        del order
-        gc.collect()
-        assert held() is None
+    place(order)
+    del order
+    gc.collect()
+    assert held() is None
+    earlier.stop()
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_a_lease_that_is_lost_is_renewed_no_more(colour: str) -> None:
+    """A later lease tells that the time for it has passed."""
+    ledger, asked, over, over_in_loop = Memory(), list[str](), threading.Event(), asyncio.Event()
+
+    def lost() -> Steps[bool]:
+        yield from ()
+        asked.append("again")
+        return False
+
+    def later() -> Steps[bool]:
+        yield from ()
+        over.set()
+        over_in_loop.set()
+        return False
+
+    async def main() -> None:
+        await KeepAlive(ledger, 0.05, lost).awaiting()
+        await KeepAlive(ledger, 0.3, later).awaiting()
+        await asyncio.wait_for(over_in_loop.wait(), SECONDS)
+
+    if colour == "async":
+        asyncio.run(main())
     else:
-        coroutine = main(order)
-        del order
-        asyncio.run(coroutine)
-        assert held() is None
+        KeepAlive(ledger, 0.05, lost).blocking()
+        KeepAlive(ledger, 0.3, later).blocking()
+        assert over.wait(SECONDS)
+    assert asked == ["again"]
 
 
 def test_an_event_loop_keeps_no_timer_of_a_call_that_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
