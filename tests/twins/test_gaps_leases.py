@@ -52,7 +52,7 @@ def test_the_next_due_is_renewed_first_after_leases_that_have_ended_were_cleared
     for beat in ended:
         beat.stop()
     living += [watched(ledger, 5000, lambda: None) for _ in range(1000)]
-    assert len(_tickers.of(ledger)._due) == len(living), "nothing was cleared away"
+    assert len(_tickers.of(ledger)._due) <= len(living), "nothing was cleared away"
     assert renewed.wait(SECONDS)
     for beat in living:
         beat.stop()
