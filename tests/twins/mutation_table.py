@@ -20,6 +20,17 @@ _SPENT = 'tests/tokens/test_edges.py -k "spent_whatever and postgres"'
 _SLOW = 'tests/traps/test_python.py -k "thread_before or (Memory and (renewal or slow))"'
 _FORK = 'tests/traps/test_python.py -k "before_a_fork and redis_server"'
 _LIVING = 'tests/faults/test_stalls.py -k "lives and redis"'
+# The SQL ledger. Faster with servers that IDEMPO_TEST_POSTGRES_URL and IDEMPO_TEST_MARIADB_URL name:
+# otherwise each try starts its own.
+_SQL_GAPS = _GAPS_IN.format("sql")
+_OVERTAKEN = 'tests/twins/test_gaps.py tests/traps/test_forget.py -k "sqlite or mariadb"'
+_IN_TABLES = 'tests/tokens/test_token_ledgers.py -k "{} and sync and not async"'
+_PURGED = 'tests/test_cli.py -k "purge and sqlite"'
+_PROGRAMS = "tests/traps/test_review.py tests/tokens/test_orphans_inside.py"
+_ON_FILE = 'tests/traps/test_sqlite.py -k "sync and not async and not processes"'
+_ON_FILE_JOINED = 'tests/contract/test_unique_insert.py -k "SQLiteJoined and not Async"'
+_ON_POSTGRES = 'tests/contract/test_unique_insert.py -k "(TestPostgres or TestPostgresJoined) and not Async"'
+_ON_MARIADB_JOINED = 'tests/contract/test_unique_insert.py -k "TestMariaDBJoined and not Async"'
 _TOKENS = 'tests/tokens/test_one_time_token.py -k "{} and sync and not async"'
 _VERSIONS = 'tests/versions/test_monotonic_version.py -k "{} and sync and not async"'
 
@@ -37,7 +48,7 @@ TESTS = {
         _LIVING,
         _SPENT,
     ),
-    "idempo/joining.py": (_SQLITE, _JOINED),
+    "idempo/joining.py": (_ON_FILE_JOINED, _SQL_GAPS, _JOINED, _PROGRAMS),
     "idempo/keys.py": (_KEYS, _GAPS_IN.format("keys"), _GAPS, _RULES_OF_KEYS),
     "idempo/canonical.py": (_KEYS, _GAPS_IN.format("keys"), _RULES_OF_KEYS),
     "idempo/leases.py": (_GAPS, _GAPS_IN.format("leases"), _SLOW, _MEMORY, _LIVING, _FORK),
@@ -71,9 +82,21 @@ TESTS = {
         _GAPS,
         _COMPOSITION,
     ),
-    "idempo/sql.py": (_SQLITE, _TOKENS.format("sqlite"), _VERSIONS.format("sqlite")),
-    "idempo/dialects.py": (_SQLITE, _TOKENS.format("sqlite"), _VERSIONS.format("sqlite"), _COMPOSITION),
-    "idempo/sqlite.py": (_SQLITE, "tests/traps/test_sqlite.py"),
+    "idempo/sql.py": (_SQLITE, _IN_TABLES.format("sqlite"), _SQL_GAPS),
+    "idempo/dialects.py": (
+        _SQLITE,
+        _SQL_GAPS,
+        _OVERTAKEN,
+        _TOKENS.format("sqlite"),
+        _IN_TABLES.format("sqlite"),
+        _VERSIONS.format("sqlite"),
+        _PURGED,
+        _ON_FILE,
+        _ON_MARIADB_JOINED,
+    ),
+    "idempo/postgresql.py": (_ON_POSTGRES, _SQL_GAPS, _IN_TABLES.format("postgres")),
+    "idempo/mysql.py": (_ON_MARIADB_JOINED, _SQL_GAPS, _IN_TABLES.format("mariadb")),
+    "idempo/sqlite.py": (_ON_FILE, _ON_FILE_JOINED),
     "idempo/versioned.py": (_VERSIONS.format("memory"), "tests/versions -k memory"),
     "idempo/strategies/one_time_token.py": (_TOKENS.format("memory"), "tests/tokens -k memory"),
 }
