@@ -421,6 +421,20 @@ def test_records_with_one_fence_are_forgotten_one_by_one(table: Table, key: str)
     assert table.record(other).payload == Payload("completed", b"7")
 
 
+def test_two_keys_that_one_call_holds_are_renewed_completed_and_released_each_on_its_own(
+    table: Table, key: str
+) -> None:
+    """As a token and its order in one table."""
+    one = table.claim(new_call(key))
+    other, third = (table.claim(new_call(f"{key} {n}", owner=one.owner)) for n in (2, 3))
+    table.done(table.ledger.renew(one, 0))
+    assert table.record(other).state == "running"
+    table.done(table.ledger.release(third))
+    assert table.record(other).state == "running"
+    table.complete(one)
+    assert table.record(other).state == "running"
+
+
 # ------------------------------------------------------------------------ a database that refuses
 
 
