@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, inspect, text
+from sqlalchemy import Engine, create_engine, inspect, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
-from idempo import Event, FingerprintMismatchError, OutcomeUnknownError, UniqueInsert, idempotent
+from idempo import (
+    Event,
+    FingerprintMismatchError,
+    LeaseLostError,
+    OutcomeUnknownError,
+    UniqueInsert,
+    idempotent,
+)
 from idempo.dialects import Dialect
 from idempo.records import (
     Above,
@@ -563,3 +570,59 @@ def test_other_arguments_are_refused_at_once_while_a_leased_run_of_the_same_name
     place("A-1", 1)
     leased.close()
     joined.close()
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Iterator[Engine]:
+    """A file with a business table."""
+    engine = create_engine(f"sqlite:///{tmp_path}/shop.db", poolclass=NullPool)
+    UniqueInsert(engine).create_schema()
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE notes (note TEXT)"))
+    yield engine
+    engine.dispose()
+
+
+def _noted(engine: Engine) -> list[str]:
+    with engine.connect() as connection:
+        return list(connection.scalars(text("SELECT note FROM notes")))
+
+
+def test_a_function_that_commits_by_itself_is_recorded_in_the_transaction_that_follows(notes: Engine) -> None:
+    @idempotent(key="{order}", using=UniqueInsert(join="session"))
+    def place(order: str, session: Session) -> str:
+        session.execute(text("INSERT INTO notes VALUES (:note)"), {"note": order})
+        session.commit()
+        return "placed"
+
+    with Session(notes) as session:
+        assert place("A-1", session) == "placed"
+        session.commit()
+    with Session(notes) as session:
+        assert place("A-1", session) == "placed"
+    assert _noted(notes) == ["A-1"]
+
+
+def test_nothing_is_left_in_the_callers_transaction_of_a_function_whose_claim_is_gone(notes: Engine) -> None:
+    @idempotent(key="{order}", using=UniqueInsert(join="session"))
+    def place(order: str, session: Session) -> None:
+        session.execute(text("INSERT INTO notes VALUES (:note)"), {"note": order})
+        session.execute(text("DELETE FROM idempo_records"))
+
+    with Session(notes) as session:
+        session.execute(text("INSERT INTO notes VALUES ('earlier')"))
+        with pytest.raises(LeaseLostError):
+            place("A-1", session)
+        session.commit()
+    assert _noted(notes) == ["earlier"]
+
+
+def test_a_failed_call_leaves_no_row_behind_where_none_is_needed_to_wait_for(notes: Engine) -> None:
+    @idempotent(key="{order}", using=UniqueInsert(notes, join="session"))
+    def place(order: str, session: Any = None) -> None:
+        raise ValueError("declined")
+
+    with pytest.raises(ValueError, match="declined"):
+        place("A-1")
+    with notes.connect() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM idempo_records")) == 0
