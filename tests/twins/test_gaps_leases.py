@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from idempo import Event, Memory, idempotent
+from idempo import Event, Memory, idempotent, leases
 from idempo.leases import Beat, KeepAlive, _tasks, _tickers
 from idempo.records import Call
 from idempo.steps import Steps
@@ -80,6 +80,25 @@ def test_no_renewal_comes_before_its_time() -> None:
     assert renewed.wait(SECONDS)
     assert times[0] >= began + 0.2
     beat.stop()
+
+
+def test_a_thread_ends_when_it_was_idle_for_a_while_and_the_next_lease_starts_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leases, "_IDLE", 0.05)
+    ledger, threads = Memory(), list[threading.Thread]()
+    for _ in range(2):
+        renewed = threading.Event()
+
+        def noting(renewed: threading.Event = renewed) -> None:
+            threads.append(threading.current_thread())
+            renewed.set()
+
+        watched(ledger, 0.01, noting)
+        assert renewed.wait(SECONDS)
+        threads[-1].join(SECONDS)
+        assert not threads[-1].is_alive()
+    assert threads[0] is not threads[1]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
