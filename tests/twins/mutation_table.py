@@ -98,5 +98,10 @@ TESTS = {
     "idempo/mysql.py": (_ON_MARIADB_JOINED, _SQL_GAPS, _IN_TABLES.format("mariadb")),
     "idempo/sqlite.py": (_ON_FILE, _ON_FILE_JOINED),
     "idempo/versioned.py": (_VERSIONS.format("memory"), "tests/versions -k memory"),
-    "idempo/strategies/one_time_token.py": (_TOKENS.format("memory"), "tests/tokens -k memory"),
+    "idempo/strategies/one_time_token.py": (
+        _TOKENS.format("memory"),
+        _GAPS_IN.format("tokens"),
+        _INSIDE,
+        "tests/tokens -k memory",
+    ),
 }
