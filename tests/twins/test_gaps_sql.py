@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, inspect, text
+from sqlalchemy import Column, Engine, Integer, MetaData, String, create_engine, inspect, text
+from sqlalchemy import Table as Business
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
@@ -19,6 +20,8 @@ from idempo import (
     FingerprintMismatchError,
     LeaseLostError,
     OutcomeUnknownError,
+    StateConflictError,
+    StateGuard,
     UniqueInsert,
     idempotent,
 )
@@ -626,3 +629,41 @@ def test_a_failed_call_leaves_no_row_behind_where_none_is_needed_to_wait_for(not
         place("A-1")
     with notes.connect() as connection:
         assert connection.scalar(text("SELECT count(*) FROM idempo_records")) == 0
+
+
+def test_an_error_that_would_be_a_result_is_none_where_the_function_has_rolled_back(notes: Engine) -> None:
+    """There is no claim left to record it with."""
+    runs: list[str] = []
+
+    @idempotent(key="{order}", using=UniqueInsert(notes, join="session"), replay_errors=[ValueError])
+    def place(order: str, session: Any = None) -> None:
+        runs.append(order)
+        session.rollback()
+        raise ValueError("declined")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="declined"):
+            place("A-1")
+    assert len(runs) == 2
+
+
+def test_a_call_that_a_guard_refuses_tells_hooks_that_its_key_is_free(notes: Engine) -> None:
+    told: list[str] = []
+    orders = Business(
+        "orders", MetaData(), Column("id", Integer, primary_key=True), Column("status", String(9))
+    )
+    orders.metadata.create_all(notes)
+    with notes.begin() as connection:
+        connection.execute(orders.insert().values(id=1, status="cancelled"))
+    flow = {"pending": ["paid", "cancelled"]}
+    guard = StateGuard(orders.c.status, where={orders.c.id: "{order}"}, flow=flow, to="paid")
+
+    def hook(event: Event) -> None:
+        told.append(event.kind)
+
+    @idempotent(key="{order}", using=[UniqueInsert(notes, join="session"), guard], hooks=[hook])
+    def pay(order: int, session: Any = None) -> None: ...
+
+    with pytest.raises(StateConflictError):
+        pay(1)
+    assert told == ["claimed", "refused", "released"]
