@@ -157,16 +157,21 @@ def test_a_lease_is_honoured_until_the_instant_at_which_it_ends(over: bool) -> N
     assert run(memory.forget(call.digest)) is over
 
 
-def test_an_older_result_fills_what_is_over_and_nothing_else() -> None:
+def test_a_result_fills_what_is_older_or_over_and_nothing_else() -> None:
     clock = Clock()
     memory, call = _kept("completed", clock)
-    older = replace(DONE, payload=Payload("completed", b"older"))
-    for payload in (DONE.payload, older.payload):
-        run(memory.fill(call, older))
+
+    def kept(fence: int, data: bytes) -> bytes | None:
+        run(memory.fill(call, replace(DONE, fence=fence, payload=Payload("completed", data))))
         record = run(memory.lookup(call.digest))
         assert record is not None
-        assert record.payload == payload
-        clock.now += 100
+        assert record.payload is not None
+        return record.payload.data
+
+    assert kept(0, b"older") == b"v"
+    assert kept(99, b"newer") == b"newer"
+    clock.now += 60
+    assert kept(1, b"older") == b"older"
 
 
 def test_a_lease_that_its_owner_ended_may_be_forgotten_whatever_the_clock_says() -> None:
