@@ -27,7 +27,9 @@ def test_a_key_that_a_callable_reads_may_be_given() -> None:
     assert key_given(lambda order: order, "A-1") == read("A-1")
 
 
-@pytest.mark.parametrize("spec", ["{order}", ("order", "{line}"), lambda order: order], ids=repr)
+@pytest.mark.parametrize(
+    "spec", ["{order}", ("order", "{line}"), lambda order: order], ids=["field", "tuple", "callable"]
+)
 def test_what_is_one_value_for_each_part_can_be_given(spec: Any) -> None:
     check_given(spec)
 
