@@ -18,7 +18,6 @@ _ANSWERS = 'tests/model/test_ledgers.py -k "redis_server-sync"'
 _ASKED = 'tests/tokens/test_token_ledgers.py -k "{}-sync"'
 _SPENT = 'tests/tokens/test_edges.py -k "spent_whatever and postgres"'
 _SLOW = 'tests/traps/test_python.py -k "thread_before or (Memory and (renewal or slow))"'
-_FORK = 'tests/traps/test_python.py -k "before_a_fork and redis_server"'
 _LIVING = 'tests/faults/test_stalls.py -k "lives and redis"'
 # The SQL ledger. Faster with servers that IDEMPO_TEST_POSTGRES_URL and IDEMPO_TEST_MARIADB_URL name:
 # otherwise each try starts its own.
@@ -51,7 +50,7 @@ TESTS = {
     "idempo/joining.py": (_ON_FILE_JOINED, _SQL_GAPS, _JOINED, _PROGRAMS),
     "idempo/keys.py": (_KEYS, _GAPS_IN.format("keys"), _GAPS, _RULES_OF_KEYS),
     "idempo/canonical.py": (_KEYS, _GAPS_IN.format("keys"), _RULES_OF_KEYS),
-    "idempo/leases.py": (_GAPS, _GAPS_IN.format("leases"), _SLOW, _MEMORY, _LIVING, _FORK),
+    "idempo/leases.py": (_GAPS, _GAPS_IN.format("leases"), _SLOW, _MEMORY, _LIVING),
     "idempo/waiting.py": (_GAPS_IN.format("waiting"), "tests/traps/test_config.py", _MEMORY, _COMPOSITION),
     "idempo/strategies/memory.py": (
         _ASKED.format("memory"),

@@ -5,6 +5,7 @@ import pathlib
 import uuid
 from typing import Any
 
+import pydantic
 import pytest
 
 from idempo import KeyRefusedError, KeyTemplateError
@@ -114,3 +115,14 @@ def test_an_interrupt_while_an_argument_is_read_passes_untouched() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         labelled(dt.datetime(2026, 1, 2, tzinfo=Interrupting()), "order", floats=False)
+
+
+class Open(pydantic.BaseModel, extra="allow"):
+    number: int
+
+
+def test_the_fields_that_a_model_was_given_beyond_its_own_belong_to_its_form() -> None:
+    one, other = (Open.model_validate({"number": 7, "line": line}) for line in (1, 2))
+    assert canonical(one) != canonical(other)
+    assert canonical(one) == canonical(Open.model_validate({"line": 1, "number": 7}))
+    assert canonical(one) != canonical(Open(number=7))

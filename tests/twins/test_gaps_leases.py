@@ -2,6 +2,9 @@
 
 import asyncio
 import gc
+import os
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -15,6 +18,7 @@ from idempo import Event, Memory, idempotent, leases
 from idempo.leases import Beat, KeepAlive, _tasks, _tickers
 from idempo.records import Call
 from idempo.steps import Steps
+from tests.twins.mutation import ROOT
 
 SECONDS = 30
 
@@ -213,3 +217,41 @@ def test_a_renewal_under_way_is_not_lost_to_the_garbage_collector_and_not_kept_a
 
     assert asyncio.run(place("A-1"))
     assert not _tasks
+
+
+FORKED = """
+import os, signal, threading
+from idempo import Memory
+from idempo.leases import KeepAlive, _tickers
+
+ledger, held, over = Memory(), threading.Event(), threading.Event()
+
+def hold():
+    with _tickers.of(ledger)._changed:
+        held.set()
+        over.wait()
+
+threading.Thread(target=hold, daemon=True).start()
+held.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(10)
+    KeepAlive(ledger, 1000.0, lambda: iter(())).blocking()
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+over.set()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_child_that_was_forked_while_a_lease_was_being_added_may_add_its_own() -> None:
+    """In the child the thread that held the lock is not there to let it go."""
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKED],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.stdout == "0\n", ended.stderr
