@@ -95,26 +95,38 @@ def test_a_value_may_be_nested_100_levels_deep_and_no_deeper() -> None:
     canonical([nested(99), nested(99)])
     with pytest.raises(KeyRefusedError, match="deeper than 100 levels"):
         canonical(nested(101))
+    with pytest.raises(KeyRefusedError, match="deeper than 100 levels"):
+        canonical([[], [], nested(100)])
 
 
-def test_the_forms_of_times_never_change() -> None:
+def test_the_forms_of_times_and_truth_never_change() -> None:
     """Stored records are found by them."""
+    assert (canonical(True), canonical(False)) == (b"t\0\0\0\x011", b"t\0\0\0\x010")
     assert canonical(dt.datetime(1970, 1, 1, tzinfo=dt.UTC)) == b"a\0\0\0\x050.0.0"
     assert canonical(dt.datetime(1970, 1, 2, 0, 0, 3, 4, tzinfo=dt.UTC)) == b"a\0\0\0\x051.3.4"
     assert canonical(dt.time(1, 0, 0, 4, tzinfo=dt.UTC)) == b"H\0\0\0\x080.3600.4"
 
 
+class Raising(dt.tzinfo):
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def utcoffset(self, when: dt.datetime | None) -> dt.timedelta:
+        raise self.error
+
+    def dst(self, when: dt.datetime | None) -> None: ...
+
+    def tzname(self, when: dt.datetime | None) -> None: ...
+
+
 def test_an_interrupt_while_an_argument_is_read_passes_untouched() -> None:
-    class Interrupting(dt.tzinfo):
-        def utcoffset(self, when: dt.datetime | None) -> dt.timedelta:
-            raise KeyboardInterrupt
-
-        def dst(self, when: dt.datetime | None) -> None: ...
-
-        def tzname(self, when: dt.datetime | None) -> None: ...
-
     with pytest.raises(KeyboardInterrupt):
-        labelled(dt.datetime(2026, 1, 2, tzinfo=Interrupting()), "order", floats=False)
+        labelled(dt.datetime(2026, 1, 2, tzinfo=Raising(KeyboardInterrupt())), "order", floats=False)
+
+
+def test_an_argument_that_cannot_be_read_is_refused_without_the_words_of_its_error() -> None:
+    with pytest.raises(KeyRefusedError, match=r"^order: reading it raised RuntimeError\.$"):
+        labelled(dt.datetime(2026, 1, 2, tzinfo=Raising(RuntimeError("secret"))), "order", floats=False)
 
 
 class Open(pydantic.BaseModel, extra="allow"):
