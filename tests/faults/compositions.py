@@ -11,6 +11,7 @@ from idempo import (
     LocalCache,
     MonotonicVersion,
     OneTimeToken,
+    ReadOnly,
     RedisCache,
     SelectForUpdate,
     StateGuard,
@@ -18,7 +19,18 @@ from idempo import (
     VersionCheck,
 )
 
-__all__ = ["BY_NAME", "COMPOSITIONS", "Base", "Composition", "Entry", "Open", "Order", "Stores"]
+__all__ = [
+    "BY_NAME",
+    "CLUSTER",
+    "COMPOSITIONS",
+    "READS",
+    "Base",
+    "Composition",
+    "Entry",
+    "Open",
+    "Order",
+    "Stores",
+]
 
 
 class Base(DeclarativeBase):
@@ -50,6 +62,10 @@ class Stores:
     redis: str
     elsewhere: str
     """The other system: a Redis, too."""
+    prefix: str = "idempo:"
+    """Of the keys of records in Redis. A Cluster has one database only, which others use as well."""
+    ways: tuple[tuple[int, int], ...] = ()
+    """The ports by which the nodes of a Cluster are reached, which name each other by their own."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,7 @@ class Open:
 
     engine: Any
     redis: Any
+    prefix: str = "idempo:"
     tokens: list[str] = field(default_factory=list)
     """What the next tokens are."""
 
@@ -77,6 +94,8 @@ class Composition:
     """The caller opens that session and commits."""
     on_orphan: str = "rerun"
     token: bool = False
+    reads: bool = False
+    """The function reads, and nothing else."""
     servers: frozenset[str] = frozenset({"database"})
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -184,4 +203,9 @@ COMPOSITIONS = (
         servers=BOTH,
     ),
 )
-BY_NAME = {composition.name: composition for composition in COMPOSITIONS}
+CLUSTER = Composition("cluster", lambda at: [RedisCache(at.redis, prefix=at.prefix)], servers=REDIS)
+READS = (
+    Composition("read", lambda at: [ReadOnly(at.engine)], joined=True, reads=True),
+    Composition("read-callers", lambda at: [ReadOnly("session")], joined=True, reads=True, callers=True),
+)
+BY_NAME = {composition.name: composition for composition in (*COMPOSITIONS, CLUSTER, *READS)}

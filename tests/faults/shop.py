@@ -31,7 +31,8 @@ class Books:
 
     def __init__(self, stores: Stores) -> None:
         self._engine = create_engine(stores.database, isolation_level="AUTOCOMMIT")
-        self._redis = redis.Redis.from_url(stores.redis)
+        self._redis = _client(redis, stores)
+        self._prefix = stores.prefix
         self._elsewhere = redis.Redis.from_url(stores.elsewhere)
         self._table = UniqueInsert(self._engine)
 
@@ -71,7 +72,7 @@ class Books:
         """The time of every lease is over, as if it had passed."""
         with self._engine.connect() as connection:
             connection.execute(text("UPDATE idempo_records SET lease_until = 1 WHERE state = 'running'"))
-        for key in self._redis.scan_iter("idempo:*", count=1000):
+        for key in self._redis.scan_iter(f"{self._prefix}*", count=1000):
             if self._redis.hget(key, "state") == b"running":
                 self._redis.hset(key, "lease", 1)
 
@@ -88,7 +89,8 @@ class Shop:
         make: Any = create_engine if colour == "sync" else create_async_engine
         self._session: Any = Session if colour == "sync" else AsyncSession
         url = stores.database if colour == "sync" else async_url(stores.database)
-        self._open = Open(make(url, **(settings or {})), kind.from_url(stores.redis, **client))
+        module = redis if colour == "sync" else redis.asyncio
+        self._open = Open(make(url, **(settings or {})), _client(module, stores, **client), stores.prefix)
         self._elsewhere = kind.from_url(stores.elsewhere)
         orphan: Any = self._probe if composition.on_orphan == "probe" else composition.on_orphan
         if composition.on_orphan == "probe" and colour == "async":
@@ -103,7 +105,8 @@ class Shop:
             wait=60,
         )
         body = _sync if colour == "sync" else _async
-        self.f: Any = decorate(body(self._work, composition.joined))
+        work = self._read if composition.reads else self._work
+        self.f: Any = decorate(body(work, composition.joined))
 
     def do(self, steps: Steps[Any]) -> Any:
         return run(steps) if self._runner is None else self._runner.run(arun(steps))
@@ -117,6 +120,28 @@ class Shop:
         self.do(closing())
         if self._runner is not None:
             self._runner.close()
+
+    def connect(self) -> None:
+        """Connect to every node of a Cluster, whichever the next key belongs to."""
+
+        def connecting() -> Steps[None]:
+            yield self._open.redis.ping(target_nodes=redis.RedisCluster.ALL_NODES)
+
+        if "cluster" in self.composition.name:
+            self.do(connecting())
+
+    def write(self, order_no: str) -> None:
+        """Write on a connection of its pool, without idempo."""
+
+        def writing() -> Steps[None]:
+            session = self._session(self._open.engine)
+            try:
+                yield session.execute(insert(Entry).values(order_no=order_no))
+                yield session.commit()
+            finally:
+                yield session.close()
+
+        self.do(writing())
 
     @property
     def connections_in_use(self) -> int:
@@ -165,6 +190,10 @@ class Shop:
         number = yield self._elsewhere.rpush(f"told:{order_no}", "run")
         return {"order_no": order_no, "number": number}
 
+    def _read(self, order_no: str, session: Any) -> Steps[dict[str, Any]]:
+        found = yield session.execute(select(Order.version).where(Order.order_no == order_no))
+        return {"order_no": order_no, "number": found.scalar_one()}
+
     def _probe(self, call: Call) -> Any:
         return self._judged(call, self._elsewhere.llen(f"told:{call.arguments['order_no']}"))
 
@@ -173,6 +202,17 @@ class Shop:
 
     def _judged(self, call: Call, number: int) -> Any:
         return Found({"order_no": call.arguments["order_no"], "number": number}) if number else RERUN
+
+
+def _client(module: Any, stores: Stores, **options: Any) -> Any:
+    """A client of redis-py, or of redis-py's asyncio, for the Redis or the Cluster of these stores."""
+    scheme, cluster, rest = stores.redis.partition("+cluster")
+    if not cluster:
+        return module.Redis.from_url(stores.redis, **options)
+    ways = dict(stores.ways)
+    return module.RedisCluster.from_url(
+        scheme + rest, address_remap=lambda place: (place[0], ways.get(place[1], place[1])), **options
+    )
 
 
 Work = Callable[[str, Any], Steps[dict[str, Any]]]

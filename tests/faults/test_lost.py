@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from idempo import IdempoError, LedgerUnavailableError, OutcomeUnknownError
 from idempo.records import Outcome
 from tests.faults.compositions import COMPOSITIONS, Composition, Stores
-from tests.faults.conftest import CASES, Case
+from tests.faults.conftest import CASES, ON_CLUSTER, Case
 from tests.faults.shop import Books, Shop
 from tests.faults.wire import Wire, points
 
@@ -33,7 +33,7 @@ SENT_ONCE = [
 ]
 
 
-@pytest.mark.parametrize("case", ON_THE_WIRE + ASYNC_MARIADB + SENT_ONCE, ids=str, indirect=True)
+@pytest.mark.parametrize("case", ON_THE_WIRE + ON_CLUSTER + ASYNC_MARIADB + SENT_ONCE, ids=str, indirect=True)
 def test_after_a_lost_request_or_reply_there_is_one_effect_and_one_result(
     case: Case, stores: Stores, wired: Stores, wire: Wire, books: Books, shop: Shop
 ) -> None:
@@ -48,6 +48,7 @@ def test_after_a_lost_request_or_reply_there_is_one_effect_and_one_result(
         return order_no
 
     walked = []
+    caller.connect()
     for point in points():
         caller.call(ready(f"warm-{point}"))
         order_no = ready(f"A-{point}")

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sqlite3
+from dataclasses import astuple
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
@@ -26,9 +27,8 @@ class Victim:
 
     def __init__(self, composition: str, colour: str, stores: Stores, warm: str) -> None:
         self._pipe, theirs = _forking.Pipe()
-        places = (stores.database, stores.redis, stores.elsewhere)
         self._process: ForkServerProcess = _forking.Process(
-            target=_live, args=(composition, colour, places, warm, theirs), daemon=True
+            target=_live, args=(composition, colour, astuple(stores), warm, theirs), daemon=True
         )
         self._process.start()
         theirs.close()
@@ -62,10 +62,11 @@ class Victim:
             return None
 
 
-def _live(composition: str, colour: Any, places: tuple[str, str, str], warm: str, pipe: Connection) -> None:
+def _live(composition: str, colour: Any, places: tuple[Any, ...], warm: str, pipe: Connection) -> None:
     stores = Stores(*places)
     settings = {"connect_args": {"factory": _Trapped}} if stores.database.startswith("sqlite") else None
     shop = Shop(BY_NAME[composition], colour, stores, settings=settings)
+    shop.connect()
     shop.call(warm)
     pipe.send_bytes(b'"ready"')
     order_no, at = json.loads(pipe.recv_bytes())

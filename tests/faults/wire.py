@@ -68,6 +68,11 @@ class Wire:
         assert parts.port is not None
         return parts.set(port=self._proxies[parts.port].port).render_as_string(hide_password=False)
 
+    @property
+    def ways(self) -> tuple[tuple[int, int], ...]:
+        """Each server's port, and the proxy's."""
+        return tuple((port, proxy.port) for port, proxy in self._proxies.items())
+
     def at(self, point: Point, act: Callable[[], object] = lambda: None) -> None:
         """Count from here. At `point`, once: `act`, lose what was to pass, and cut that connection."""
         with self._lock:
