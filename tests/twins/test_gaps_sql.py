@@ -18,6 +18,7 @@ from sqlalchemy.pool import NullPool
 from idempo import (
     Event,
     FingerprintMismatchError,
+    InProgressError,
     LeaseLostError,
     OutcomeUnknownError,
     StateConflictError,
@@ -667,3 +668,19 @@ def test_a_call_that_a_guard_refuses_tells_hooks_that_its_key_is_free(notes: Eng
     with pytest.raises(StateConflictError):
         pay(1)
     assert told == ["claimed", "refused", "released"]
+
+
+def test_a_file_that_another_writes_to_is_waited_for_as_long_as_the_call_says(notes: Engine) -> None:
+    """Not as long as the driver would, which is an hour here."""
+    engine = create_engine(notes.url, poolclass=NullPool, connect_args={"timeout": 3600})
+
+    @idempotent(key="{order}", using=UniqueInsert(engine, join="session"), wait=0)
+    def place(order: str, session: Any = None) -> str:
+        return "placed"
+
+    with notes.connect() as writer:
+        writer.exec_driver_sql("BEGIN IMMEDIATE")
+        with pytest.raises(InProgressError) as refused:
+            place("A-1")
+    assert refused.value.ran is False
+    assert place("A-1") == "placed"
