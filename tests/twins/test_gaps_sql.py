@@ -20,6 +20,7 @@ from idempo import (
     FingerprintMismatchError,
     InProgressError,
     LeaseLostError,
+    LedgerUnavailableError,
     OutcomeUnknownError,
     StateConflictError,
     StateGuard,
@@ -684,3 +685,17 @@ def test_a_file_that_another_writes_to_is_waited_for_as_long_as_the_call_says(no
             place("A-1")
     assert refused.value.ran is False
     assert place("A-1") == "placed"
+
+
+def test_a_file_that_takes_no_writes_is_not_taken_for_one_that_another_writes_to(
+    notes: Engine, tmp_path: Path
+) -> None:
+    strategy = UniqueInsert(f"sqlite:///file:{tmp_path}/shop.db?mode=ro&uri=true", join="session")
+
+    @idempotent(key="{order}", using=strategy, wait=0)
+    def place(order: str, session: Any = None) -> None: ...
+
+    with pytest.raises(LedgerUnavailableError) as refused:
+        place("A-1")
+    assert refused.value.ran is False
+    strategy.close()
