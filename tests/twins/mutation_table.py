@@ -18,6 +18,7 @@ _ANSWERS = 'tests/model/test_ledgers.py -k "redis_server-sync"'
 _ASKED = 'tests/tokens/test_token_ledgers.py -k "{}-sync"'
 _SPENT = 'tests/tokens/test_edges.py -k "spent_whatever and postgres"'
 _SLOW = 'tests/traps/test_python.py -k "thread_before or (Memory and (renewal or slow))"'
+_BACK = 'tests/faults/test_clocks.py -k "(its_owner_ended or made_up or put_back) and (valkey or redis)"'
 _LIVING = 'tests/faults/test_stalls.py -k "lives and redis"'
 # The SQL ledger. Faster with servers that IDEMPO_TEST_POSTGRES_URL and IDEMPO_TEST_MARIADB_URL name:
 # otherwise each try starts its own.
@@ -80,6 +81,7 @@ TESTS = {
         _VERSIONS.format("redis"),
         _GAPS,
         _COMPOSITION,
+        _BACK,
     ),
     "idempo/sql.py": (_SQLITE, _IN_TABLES.format("sqlite"), _SQL_GAPS),
     "idempo/dialects.py": (
