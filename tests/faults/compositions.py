@@ -74,9 +74,9 @@ class Open:
 
     engine: Any
     redis: Any
-    prefix: str = "idempo:"
     tokens: list[str] = field(default_factory=list)
     """What the next tokens are."""
+    prefix: str = "idempo:"
 
     def token(self, ledger: Any, **options: Any) -> OneTimeToken:
         return OneTimeToken(ledger, make=self.tokens.pop, **options)

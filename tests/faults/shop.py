@@ -90,7 +90,9 @@ class Shop:
         self._session: Any = Session if colour == "sync" else AsyncSession
         url = stores.database if colour == "sync" else async_url(stores.database)
         module = redis if colour == "sync" else redis.asyncio
-        self._open = Open(make(url, **(settings or {})), _client(module, stores, **client), stores.prefix)
+        self._open = Open(
+            make(url, **(settings or {})), _client(module, stores, **client), prefix=stores.prefix
+        )
         self._elsewhere = kind.from_url(stores.elsewhere)
         orphan: Any = self._probe if composition.on_orphan == "probe" else composition.on_orphan
         if composition.on_orphan == "probe" and colour == "async":
