@@ -93,6 +93,8 @@ class _Ticker:
         self._due: list[tuple[float, int, Beat]] = []
         self._order = itertools.count()
         self._thread: threading.Thread | None = None
+        self._wakes_at = 0.0
+        """The thread sleeps until then: only a lease that is due earlier wakes it. Most calls are over by then."""
         self._prune_at = _FEW
 
     def add(self, beat: Beat) -> None:
@@ -107,7 +109,7 @@ class _Ticker:
                 thread = threading.Thread(target=self._renew_forever, name="idempo-leases", daemon=True)
                 thread.start()
                 self._thread = thread
-            elif self._due[0][2] is beat:
+            elif at < self._wakes_at:
                 self._changed.notify()
 
     def _next(self) -> Beat | None:
@@ -117,14 +119,21 @@ class _Ticker:
                 while self._due and self._due[0][2].stopped:
                     heapq.heappop(self._due)
                 if not self._due:
-                    if not self._changed.wait(_IDLE) and not self._due:
+                    if not self._sleep(_IDLE) and not self._due:
                         self._thread = None
                         return None
                     continue
                 left = self._due[0][0] - time.monotonic()
                 if left <= 0:
                     return heapq.heappop(self._due)[2]
-                self._changed.wait(left)
+                self._sleep(left)
+
+    def _sleep(self, seconds: float) -> bool:
+        """True if it was woken before."""
+        self._wakes_at = time.monotonic() + seconds
+        woken = self._changed.wait(seconds)
+        self._wakes_at = 0.0  # awake: whatever is added is looked at
+        return woken
 
     def _renew_forever(self) -> None:
         while (beat := self._next()) is not None:
