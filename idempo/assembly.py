@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from idempo.binding import Binder
 from idempo.composing import bind
 from idempo.contracts import Colour, KeySpec, Layer, Site, Strategy, Terms
 from idempo.errors import CompositionError, ConfigurationError
@@ -80,6 +81,7 @@ def assemble(
     injects = frozenset[str]().union(*(layer.injects for layer in layers))
     exclude = {"self", "cls", *injects}.union(*(getattr(layer, "ignores", ()) for layer in layers))
     fingerprints = fingerprint_source(fingerprint, parameters, exclude=exclude, operation=subject.operation)
+    binder = Binder(subject.signature, injects)
     operation = Operation(
         name=subject.operation,
         function=subject.function,
@@ -88,8 +90,9 @@ def assemble(
         keying=replace(keying, fingerprint=fingerprints, shown=_shown(layers) or keying.shown),
         terms=terms,
         layers=layers,
-        inner=compose(layers, function_steps(subject.function, subject.signature, terms)),
+        inner=compose(layers, function_steps(subject.function, binder, terms)),
         injects=injects,
+        binder=binder,
     )
     return operation
 

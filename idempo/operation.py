@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from idempo.asking import ask
+from idempo.binding import Binder
 from idempo.contracts import Colour, Inner, Layer, Terms
 from idempo.errors import IdempoError, InProgressError
 from idempo.guarantees import Explanation, Orphans, explain
 from idempo.keys import BusinessKey, digest
-from idempo.records import Call, Done, Outcome, Record
+from idempo.records import Call, Done, Outcome, Record, replace
 from idempo.running import refuse_reentrance, running
 from idempo.steps import Steps
 from idempo.verdicts import first_error, first_value, value_of
@@ -81,6 +82,7 @@ class Operation:
     layers: tuple[Layer, ...]
     inner: Inner
     injects: frozenset[str]
+    binder: Binder
 
     @property
     def record(self) -> Layer:
@@ -88,19 +90,9 @@ class Operation:
         keeping = [layer for layer in self.layers if layer.part.role != "guard"]
         return (keeping or self.layers)[-1]
 
-    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """Return the arguments by parameter name. A wrong call is Python's own TypeError."""
-        if self.injects:
-            bound = self.signature.bind_partial(*args, **kwargs)
-            for name, parameter in self.signature.parameters.items():
-                optional = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-                missing = name not in bound.arguments and parameter.default is parameter.empty
-                if missing and not optional and name not in self.injects:
-                    bound = self.signature.bind(*args, **kwargs)
-        else:
-            bound = self.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return bound.arguments
+        return self.binder.bind(args, kwargs)
 
     def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         return self.keying.call(self.bind(args, kwargs), self.terms)
@@ -157,14 +149,13 @@ class Operation:
         return explain(self.name, [layer.part for layer in self.layers], orphans)
 
 
-def function_steps(function: Callable[..., Any], signature: inspect.Signature, terms: Terms) -> Inner:
+def function_steps(function: Callable[..., Any], binder: Binder, terms: Terms) -> Inner:
     """Return the innermost steps: run the function, and make a first result of what it returns or raises."""
 
     def steps(call: Call) -> Steps[Done]:
-        arguments = inspect.BoundArguments(signature, dict(call.arguments))
         with running(call):
             try:
-                value = yield function(*arguments.args, **arguments.kwargs)
+                value = yield binder.call(function, call.arguments)
             except terms.replay_errors as error:
                 return first_error(error, call, terms)
             except StopIteration as error:

@@ -83,7 +83,7 @@ class Watched:
             if operation.colour == "async"
             else self._blocking(operation.function)
         )
-        inner = compose(layers, function_steps(body, operation.signature, operation.terms))
+        inner = compose(layers, function_steps(body, operation.binder, operation.terms))
         self.operation = replace(operation, layers=layers, inner=inner)
         self._bound = (f.__self__,) if hasattr(f, "__self__") else ()
         self.f = wrap(self.operation, self._bound)
