@@ -9,7 +9,10 @@ from sqlalchemy import Connection
 
 T = TypeVar("T")
 
-__all__ = ["committed_at_once", "switch_back"]
+__all__ = ["AT_ONCE", "committed_at_once", "switch_back"]
+
+AT_ONCE = {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None}
+"""How an engine is made whose connections have no transactions: nothing is to be undone when one is given back."""
 
 
 def committed_at_once(connection: Connection, work: Callable[[Connection], T]) -> T:

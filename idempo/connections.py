@@ -15,7 +15,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
-from idempo.autocommit import committed_at_once, switch_back
+from idempo.autocommit import AT_ONCE, committed_at_once, switch_back
 from idempo.contracts import Colour
 from idempo.errors import ColourMismatchError, ConfigurationError
 from idempo.failures import is_conflict, is_disconnect, is_sqlite_busy
@@ -52,9 +52,14 @@ def is_async(thing: Any) -> bool:
 
 
 class Database:
-    """One database, as the user named it. Owns the engines it makes from a URL, and only those."""
+    """One database, as the user named it. Owns the engines it makes from a URL, and only those.
 
-    def __init__(self, source: Any) -> None:
+    `at_once` is for who only works in autocommit: then engines made from a URL have no transactions at all, and neither
+    begin one nor have to make sure that one is over.
+    """
+
+    def __init__(self, source: Any, *, at_once: bool = False) -> None:
+        self._at_once = at_once
         self.sessions: sessionmaker[Any] | async_sessionmaker[Any] | None = None
         self._url: URL | None = None
         self._given: AnyEngine | None = None
@@ -147,19 +152,21 @@ class Database:
                 from sqlalchemy.ext.asyncio import create_async_engine
 
                 self._give_up_closed_loops()
-                engine = create_async_engine(
-                    url_for(self._named, "async"), **options_for(self._named, "async")
-                )
+                engine = create_async_engine(url_for(self._named, "async"), **self._options("async"))
                 tune(engine.sync_engine)
                 self._made_in_loop[loop] = engine
             return engine
         if self._made is None:
             with self._lock:
                 if self._made is None:
-                    made = create_engine(url_for(self._named, "sync"), **options_for(self._named, "sync"))
+                    made = create_engine(url_for(self._named, "sync"), **self._options("sync"))
                     tune(made)
                     self._made = made
         return self._made
+
+    def _options(self, colour: Colour) -> dict[str, Any]:
+        options = options_for(self._named, colour)
+        return options | AT_ONCE if self._at_once else options
 
     def session(self, colour: Colour, bind: Any = None) -> Any:
         """Return a new session as the user's sessionmaker makes it, on `bind` instead of the engine if given."""
@@ -196,6 +203,8 @@ class Database:
         while True:
             connection = yield engine.connect()
             try:
+                if self._at_once and self._given is None:
+                    return (yield from ending(_work(connection, work), connection.close))
                 return (yield from ending(_do(connection, work), _closing(connection)))
             except Exception as error:
                 tries += 1
@@ -265,6 +274,11 @@ def _place(url: URL) -> tuple[object, ...]:
 def _drop(engine: AsyncEngine) -> None:
     """Let go of the sockets of an engine whose loop has ended: nobody can say goodbye on them any more."""
     engine.sync_engine.dispose(close=False)
+
+
+def _work(connection: Any, work: Callable[[Connection], T]) -> Steps[T]:
+    result: T = yield on(connection, work)
+    return result
 
 
 def _do(connection: Any, work: Callable[[Connection], T]) -> Steps[T]:

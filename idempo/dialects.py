@@ -14,7 +14,8 @@ from sqlalchemy import Connection, TextClause
 from sqlalchemy.exc import IntegrityError
 
 from idempo.records import Above, Answer, Call, Claimed, Done, InProgress, Issued, Payload, Record
-from idempo.roundtrip import Answered, together
+from idempo.roundtrip import together
+from idempo.sending import Answered, Send
 from idempo.sql import COLUMNS, MICROSECONDS, Records, Row, completion, filled, identity, row_of, typed
 
 __all__ = ["Dialect"]
@@ -48,9 +49,10 @@ class Dialect:
         "keep_until = {clock} + :lease + :keep WHERE digest = :digest AND owner = :owner AND state = 'running'"
     )
 
-    def __init__(self, records: Records, table: str) -> None:
+    def __init__(self, records: Records, table: str, send: Send) -> None:
         self.records = records
         self._table = table
+        self._send = send
         self._statements: dict[str, TextClause] = {}
 
     def statement(self, sql: str) -> TextClause:
@@ -63,11 +65,11 @@ class Dialect:
 
     def fetch(self, connection: Connection, sql: str, values: Mapping[str, Any]) -> Row:
         """Execute a statement that selects the clock, the digest and all columns of at most one row."""
-        return row_of(connection.execute(self.statement(sql), values).fetchone())
+        return row_of(self._send(connection, self.statement(sql), values).row)
 
     def change(self, connection: Connection, sql: str, values: Mapping[str, Any]) -> int:
         """Execute a statement and return how many rows it matched."""
-        return connection.execute(self.statement(sql), values).rowcount
+        return self._send(connection, self.statement(sql), values).count
 
     # ---- a claim under a lease, each statement a transaction of its own
 

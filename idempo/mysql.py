@@ -17,7 +17,8 @@ from sqlalchemy import Connection, TextClause
 from idempo.dialects import ALL, Dialect
 from idempo.failures import codes
 from idempo.records import Answer, Call, InProgress
-from idempo.roundtrip import Answered, prefixed, together
+from idempo.roundtrip import prefixed, together
+from idempo.sending import Answered
 
 __all__ = ["MariaDB", "MySQL"]
 

@@ -14,7 +14,8 @@ from sqlalchemy import Connection, TextClause
 from idempo.dialects import ALL, COMPLETE, FREE, RACES, TIMES, WRITTEN, Dialect, accepted
 from idempo.failures import codes
 from idempo.records import Answer, Call, InProgress, Issued, NotIssued, Payload
-from idempo.roundtrip import Answered, Statement, can_send_together, together
+from idempo.roundtrip import Statement, can_send_together, together
+from idempo.sending import Answered
 from idempo.sql import Row, completion, identity, row_of
 
 __all__ = ["PostgreSQL"]

@@ -7,7 +7,6 @@ Connection" and "Using awaitable-only driver methods". With any other driver the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -15,20 +14,14 @@ from sqlalchemy import Connection, TextClause, bindparam, text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError, StatementError
 
-__all__ = ["Answered", "Statement", "can_send_together", "prefixed", "together"]
+from idempo.sending import Answered, by_sqlalchemy
+
+__all__ = ["Statement", "can_send_together", "prefixed", "together"]
 
 Statement: TypeAlias = tuple[TextClause | str, dict[str, Any]]
 """With its values; a string has none."""
 
 _LARGE = 64 * 1024  # bytes; a client-side cursor writes them into the statement, twice as long
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """What one statement brought: its first row, if it returns rows, and how many rows it matched."""
-
-    row: Any
-    count: int
 
 
 def can_send_together(connection: Connection, values: dict[str, Any]) -> bool:
@@ -75,11 +68,10 @@ def together(connection: Connection, statements: Sequence[Statement]) -> list[An
 
 
 def _alone(connection: Connection, statement: TextClause | str, values: dict[str, Any]) -> Answered:
-    if isinstance(statement, str):
-        result = connection.exec_driver_sql(statement)
-    else:
-        result = connection.execute(statement, values)
-    return Answered(result.fetchone() if result.returns_rows else None, result.rowcount)
+    if not isinstance(statement, str):
+        return by_sqlalchemy(connection, statement, values)
+    connection.exec_driver_sql(statement)
+    return Answered(None, -1)
 
 
 @lru_cache(maxsize=256)

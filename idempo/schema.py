@@ -14,28 +14,29 @@ from idempo.dialects import Dialect
 from idempo.errors import ConfigurationError, LedgerUnavailableError
 from idempo.mysql import MariaDB, MySQL
 from idempo.postgresql import PostgreSQL
+from idempo.sending import Send, by_sqlalchemy
 from idempo.sql import Records
 from idempo.sqlite import SQLite
 
 __all__ = ["create", "ddl", "dialect_of", "missing_table"]
 
 
-def dialect_of(connection: Connection, records: Records) -> Dialect:
-    """Return what idempo does on the database of `connection`."""
+def dialect_of(connection: Connection, records: Records, send: Send = by_sqlalchemy) -> Dialect:
+    """Return what idempo does on the database of `connection`, and how it sends it."""
     dialect = connection.dialect
     table = dialect.identifier_preparer.quote(records.name)
-    return _dialect(dialect.name, bool(getattr(dialect, "is_mariadb", False)), records, table)
+    return _dialect(dialect.name, bool(getattr(dialect, "is_mariadb", False)), records, table, send)
 
 
 @functools.cache
-def _dialect(name: str, mariadb: bool, records: Records, table: str) -> Dialect:
+def _dialect(name: str, mariadb: bool, records: Records, table: str, send: Send) -> Dialect:
     match name:
         case "postgresql":
-            return PostgreSQL(records, table)
+            return PostgreSQL(records, table, send)
         case "mysql" | "mariadb":
-            return MariaDB(records, table) if mariadb else MySQL(records, table)
+            return MariaDB(records, table, send) if mariadb else MySQL(records, table, send)
         case "sqlite":
-            return SQLite(records, table)
+            return SQLite(records, table, send)
         case _:
             raise ConfigurationError(f"idempo knows PostgreSQL, MariaDB, MySQL and SQLite, but not {name}")
 

@@ -15,7 +15,8 @@ from sqlalchemy import Connection, TextClause
 
 from idempo.dialects import Dialect
 from idempo.failures import codes
-from idempo.roundtrip import Answered, together
+from idempo.roundtrip import together
+from idempo.sending import Answered
 
 __all__ = ["SQLite"]
 

@@ -17,6 +17,7 @@ from idempo.failures import is_missing_table
 from idempo.layers import Leased
 from idempo.records import Answer, Call, Done, Payload, Record
 from idempo.schema import create, ddl, dialect_of, missing_table
+from idempo.sending import by_the_driver
 from idempo.sql import Records
 from idempo.steps import Steps, arun, run
 from idempo.transactions import Joined
@@ -57,7 +58,7 @@ class UniqueInsert:
         if source is None and join is None:
             raise ConfigurationError("UniqueInsert needs a URL, an engine or a sessionmaker, or join=")
         self.records = Records(table)
-        self._database = None if source is None else Database(source)
+        self._database = None if source is None else Database(source, at_once=join is None)
         self._join = join
         self._key = key
         self._required = required
@@ -145,7 +146,9 @@ class SqlLedger:
 
     def renew(self, call: Call, lease: float) -> Steps[bool]:
         # The user's function may hold every connection of the user's pool, for longer than the lease.
-        work = lambda connection: dialect_of(connection, self.records).renew(connection, call, lease)  # noqa: E731
+        def work(connection: Connection) -> bool:
+            return self._dialect(connection).renew(connection, call, lease)
+
         return (yield from self.database.aside(self.colour, work))
 
     def lookup(self, digest: bytes) -> Steps[Record | None]:
@@ -166,19 +169,19 @@ class SqlLedger:
     def purge(self, batch: int) -> Steps[int]:
         return (yield from self._do(lambda at, connection: at.purge(connection, batch)))
 
+    def _dialect(self, connection: Connection) -> Dialect:
+        return dialect_of(connection, self.records, by_the_driver)
+
     def _do(self, work: Callable[[Dialect, Connection], T]) -> Steps[T]:
+        def asked(connection: Connection) -> T:
+            return work(self._dialect(connection), connection)
+
         try:
-            return (
-                yield from self.database.autocommit(
-                    self.colour, lambda c: work(dialect_of(c, self.records), c)
-                )
-            )
+            return (yield from self.database.autocommit(self.colour, asked))
         except Exception as error:
             if not is_missing_table(error):
                 raise
             if self.database.dialect != "sqlite":
                 raise missing_table(self.records, self.database.dialect) from error
         yield from self.database.autocommit(self.colour, lambda c: create(c, self.records))
-        return (
-            yield from self.database.autocommit(self.colour, lambda c: work(dialect_of(c, self.records), c))
-        )
+        return (yield from self.database.autocommit(self.colour, asked))

@@ -1,0 +1,81 @@
+"""How a statement is sent: by SQLAlchemy in the user's transaction, by the driver's own cursor where it is one alone.
+
+SQLAlchemy compiles a statement once, keeps the connections and knows the errors of the drivers. What it does beyond
+that for each execution, events and results of many kinds, costs as much as a round trip, and nobody looks at it here
+(SQLAlchemy documentation, "Working with Driver SQL and Raw DBAPI Connections").
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, NoReturn, TypeAlias
+
+import msgspec
+from sqlalchemy import Connection, TextClause
+from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import DBAPIError
+
+__all__ = ["Answered", "Send", "by_sqlalchemy", "by_the_driver"]
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """What one statement brought: its first row, if it returns rows, and how many rows it matched."""
+
+    row: Any
+    count: int
+
+
+Send: TypeAlias = Callable[[Connection, TextClause, Mapping[str, Any]], Answered]
+
+
+def by_sqlalchemy(connection: Connection, statement: TextClause, values: Mapping[str, Any]) -> Answered:
+    """Execute a statement in the transaction of `connection`, which begins with it if there is none yet."""
+    result = connection.execute(statement, values)
+    return Answered(result.fetchone() if result.returns_rows else None, result.rowcount)
+
+
+def by_the_driver(connection: Connection, statement: TextClause, values: Mapping[str, Any]) -> Answered:
+    """Execute a statement on a connection that is in autocommit mode.
+
+    Raises SQLAlchemy's own errors, without the values in them. A connection that is lost, or whose conversation was
+    interrupted, is not used again.
+    """
+    sql, positions = _compiled(statement, connection.dialect)
+    given = values if positions is None else tuple([values[name] for name in positions])
+    try:
+        cursor = connection.connection.cursor()
+        cursor.execute(sql, given)
+        answered = Answered(cursor.fetchone() if cursor.description else None, cursor.rowcount)
+        cursor.close()
+    except BaseException as error:
+        _tell(connection, sql, error)
+    return answered
+
+
+@lru_cache(maxsize=256)
+def _compiled(statement: TextClause, dialect: Dialect) -> tuple[str, tuple[str, ...] | None]:
+    """The statement in the database's own words, and the order of its values where the driver counts them."""
+    compiled: Any = statement.compile(dialect=dialect)
+    return str(compiled), tuple(compiled.positiontup) if compiled.positional else None
+
+
+def _tell(connection: Connection, sql: str, error: BaseException) -> NoReturn:
+    dialect = connection.dialect
+    dbapi: Any = dialect.loaded_dbapi
+    if not isinstance(error, Exception):  # cancelled or interrupted: the answer may still come, to nobody
+        connection.invalidate(error)
+        raise error
+    if not isinstance(error, dbapi.Error):
+        raise error
+    driver_error: Any = error
+    lost = dialect.is_disconnect(driver_error, connection.connection.dbapi_connection, None)
+    if lost:
+        with contextlib.suppress(Exception):
+            connection.exec_driver_sql("SELECT 1")  # so that the pool learns of it, for its other connections
+        connection.invalidate(error)
+    told = DBAPIError.instance(
+        sql, None, error, dbapi.Error, hide_parameters=True, connection_invalidated=lost, dialect=dialect
+    )
+    raise told from error

@@ -1,0 +1,126 @@
+"""A ledger sends its statements by the driver's own cursor: errors are those of SQLAlchemy all the same."""
+
+import uuid
+from typing import Any
+
+import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from idempo import UniqueInsert, idempotent
+from idempo.contracts import Colour
+from idempo.sending import by_the_driver
+from idempo.steps import Steps
+from idempo.testing import drive
+from tests.servers import Server, async_url
+
+COLOURS: tuple[Colour, ...] = ("sync", "async")
+ID = {"postgres": "SELECT pg_backend_pid()", "mariadb": "SELECT CONNECTION_ID()"}
+END = {"postgres": "SELECT pg_terminate_backend({}, 30000)", "mariadb": "KILL {}"}
+
+
+@pytest.fixture(params=ID)
+def server(request: pytest.FixtureRequest) -> Server:
+    found: Server = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def table(server: Server) -> str:
+    name = f"sent_{uuid.uuid4().hex}"
+    UniqueInsert(create_engine(server.url, poolclass=NullPool), table=name).create_schema()
+    return name
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_a_call_runs_where_every_connection_of_the_pool_was_ended_by_the_server(
+    server: Server, table: str, colour: Colour
+) -> None:
+    engine: Any = (
+        create_engine(server.url) if colour == "sync" else create_async_engine(async_url(server.url))
+    )
+
+    def f(key: str) -> str:
+        return key
+
+    async def af(key: str) -> str:
+        return key
+
+    once: Any = idempotent(key="{key}", name="f", using=UniqueInsert(engine, table=table))(
+        f if colour == "sync" else af
+    )
+
+    def steps() -> Steps[Any]:
+        held = []
+        for _ in range(4):
+            held.append((yield engine.connect()))
+        numbers = []
+        for connection in held:
+            numbers.append((yield connection.exec_driver_sql(ID[server.kind])).scalar_one())
+        for connection in held:
+            yield connection.close()
+        with create_engine(server.url, poolclass=NullPool).connect() as outside:
+            for number in numbers:
+                outside.execute(text(END[server.kind].format(int(number))))
+        answer = yield once("k")
+        yield engine.dispose()
+        return answer
+
+    assert drive(colour, steps()) == "k"
+
+
+def test_errors_are_sqlalchemys_own_and_show_no_values(server: Server, table: str) -> None:
+    engine = create_engine(server.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    insert = text(
+        f"INSERT INTO {table} (digest, operation, scope, business_key, state, owner, fence, attempt, fingerprint, "
+        "leased_at, lease_until, created_at, keep_until) "
+        "VALUES (:digest, 'o', '', 'k', :state, :digest, 1, 1, :digest, 1, 1, 1, 1)"
+    )
+    values = {"digest": b"secret digest of thirty-two bytes"[:16], "state": "secret"}
+    with engine.connect() as connection:
+        assert by_the_driver(connection, insert, values).count == 1
+        with pytest.raises(IntegrityError) as twice:
+            by_the_driver(connection, insert, values)
+        with pytest.raises(ProgrammingError) as missing:
+            by_the_driver(connection, text("SELECT :state FROM missing_table"), {"state": "secret"})
+        assert by_the_driver(connection, text(f"SELECT fence FROM {table}"), {}).row == (1,)
+    for error in (twice.value, missing.value):
+        assert isinstance(error, DBAPIError)
+        assert not error.connection_invalidated
+        assert error.params is None
+        assert error.hide_parameters
+
+
+def test_a_lost_connection_is_told_as_such_and_not_used_again(server: Server) -> None:
+    engine = create_engine(server.url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        number = connection.exec_driver_sql(ID[server.kind]).scalar_one()
+        with create_engine(server.url, poolclass=NullPool).connect() as outside:
+            outside.execute(text(END[server.kind].format(int(number))))
+        with pytest.raises(DBAPIError) as lost:
+            by_the_driver(connection, text("SELECT 1"), {})
+        assert lost.value.connection_invalidated
+        assert connection.invalidated
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql(ID[server.kind]).scalar_one() != number
+    engine.dispose()
+
+
+def test_an_interrupted_statement_takes_its_connection_along(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = create_engine(server.url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        cursor = connection.connection.cursor()
+
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(type(cursor), "execute", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            by_the_driver(connection, text("SELECT 1"), {})
+        assert connection.invalidated
+    monkeypatch.undo()
+    engine.dispose()
