@@ -70,8 +70,13 @@ def fingerprint_source(
     return fingerprint
 
 
+_blank: Final = hashlib.blake2b(digest_size=8, person=b"idempo-argument")
+
+
 def _short(form: bytes) -> bytes:
-    return hashlib.blake2b(form, digest_size=8, person=b"idempo-argument").digest()
+    hashed = _blank.copy()  # a copy costs less than a new one with its parameters
+    hashed.update(form)
+    return hashed.digest()
 
 
 def _fingerprint_readers(

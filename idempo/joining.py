@@ -7,14 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeVar, assert_never
 
 from idempo.asking import NotAdmitted, RunAgain, ask, attempt, judge
 from idempo.contracts import Inner, JoinedLedger, Terms, Unit
 from idempo.errors import IdempoError
 from idempo.events import tell
-from idempo.records import MISSING, Answer, Call, Claimed, Completed, Done, InProgress, NotIssued, Orphan
+from idempo.records import (
+    MISSING,
+    Answer,
+    Call,
+    Claimed,
+    Completed,
+    Done,
+    InProgress,
+    NotIssued,
+    Orphan,
+    replace,
+)
 from idempo.steps import Pause, Shielded, Steps, ending
 from idempo.verdicts import (
     check_arguments,

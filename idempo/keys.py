@@ -16,8 +16,9 @@ import pathlib
 import re
 import uuid
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
+
+import msgspec
 
 from idempo.canonical import canonical, framed, labelled
 from idempo.errors import KeyRefusedError, KeyTemplateError
@@ -47,8 +48,7 @@ MAX_TEXT: Final = 200
 KeySpec: TypeAlias = str | Callable[..., object] | tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class BusinessKey:
+class BusinessKey(msgspec.Struct, frozen=True):
     """A business key, or a scope: `text` for people, `canonical` to identify."""
 
     text: str
@@ -64,15 +64,17 @@ def digest(operation: str, scope: BusinessKey | None, key: BusinessKey, role: st
     `role` keeps other keys of the operation apart from its business key: a token, an entity.
     """
     scoped = b"-" if scope is None else framed(b"+", scope.canonical)
-    whole = _named(operation) + scoped + framed(b"k", key.canonical)
+    whole = scoped + framed(b"k", key.canonical)
     if role:
         whole += framed(b"r", role.encode())
-    return hashlib.blake2b(whole, digest_size=32, person=b"idempo-record-1").digest()
+    hashed = _named(operation).copy()
+    hashed.update(whole)
+    return hashed.digest()
 
 
 @functools.lru_cache
-def _named(operation: str) -> bytes:
-    return canonical(operation)
+def _named(operation: str) -> hashlib.blake2b:
+    return hashlib.blake2b(canonical(operation), digest_size=32, person=b"idempo-record-1")
 
 
 def key_source(

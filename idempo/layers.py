@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from idempo.contracts import Inner, KeySpec, Ledger, Site, Strategy, Terms
@@ -11,7 +12,7 @@ from idempo.errors import CompositionError
 from idempo.fingerprints import with_key
 from idempo.guarantees import Part, Role
 from idempo.protocol import once, tier
-from idempo.records import Call, Done, Record
+from idempo.records import Call, Done, Record, replace
 from idempo.steps import Steps
 
 __all__ = ["Leased", "asking_about", "enclosed", "good_for"]
@@ -53,7 +54,7 @@ class Leased:
         rekey = None if key is None else site.rekeyed(key, "key of its own")
         terms = site.terms
         if site.tier:
-            terms = replace(terms, final=False, on_orphan="rerun", unknown_errors=())
+            terms = dataclasses.replace(terms, final=False, on_orphan="rerun", unknown_errors=())
         role: Role = ("own key" if rekey else "tier") if site.tier else "record"
         return cls(ledger, terms, Part(name, role, lossy=lossy, notes=notes), rekey, required)
 
@@ -88,7 +89,7 @@ def asking_about(layer: Any, call: Call) -> Any:
     if not callable(probe):
         return layer
     told = lambda mine: probe(replace(mine, key=call.key, digest=call.digest, demand=None))  # noqa: E731
-    return replace(layer, terms=replace(layer.terms, on_orphan=told))
+    return dataclasses.replace(layer, terms=dataclasses.replace(layer.terms, on_orphan=told))
 
 
 def enclosed(site: Site, strategy: Strategy, name: str, *notes: str) -> tuple[Any, Part]:
@@ -105,9 +106,11 @@ def enclosed(site: Site, strategy: Strategy, name: str, *notes: str) -> tuple[An
             "and stands last in using=[...]"
         )
     terms = (
-        replace(site.terms, final=False, on_orphan="rerun", unknown_errors=()) if site.tier else site.terms
+        dataclasses.replace(site.terms, final=False, on_orphan="rerun", unknown_errors=())
+        if site.tier
+        else site.terms
     )
-    layer: Any = strategy.bind(replace(site, tier=False, terms=terms))
+    layer: Any = strategy.bind(dataclasses.replace(site, tier=False, terms=terms))
     if getattr(layer, "ledger", None) is None or layer.part.role != "record":
         raise CompositionError(f"{site.operation}: {name} takes a ledger, not {type(strategy).__name__}")
     if getattr(layer, "rekey", None) is not None:

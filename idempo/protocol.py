@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, TypeVar, assert_never
 
 from idempo.asking import ask, attempt, judge
@@ -28,6 +27,7 @@ from idempo.records import (
     Issued,
     NotIssued,
     Orphan,
+    replace,
 )
 from idempo.steps import Pause, Shielded, Steps
 from idempo.verdicts import (

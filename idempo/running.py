@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 
 from idempo.errors import IdempoError, ReentrantCallError
 from idempo.records import Call
@@ -36,16 +34,20 @@ def current() -> Call:
     raise IdempoError("idempo.current() was called outside of a running @idempotent function")
 
 
-@contextmanager
-def running(call: Call) -> Generator[None]:
+class running:  # a context manager, used like a function
     """Mark `call` as running in this context."""
-    mark = _Running(call)
-    token = _stack.set((*_stack.get(), mark))
-    try:
-        yield
-    finally:
-        mark.alive = False
-        _stack.reset(token)
+
+    __slots__ = ("_mark", "_token")
+
+    def __init__(self, call: Call) -> None:
+        self._mark = _Running(call)
+
+    def __enter__(self) -> None:
+        self._token: Token[tuple[_Running, ...]] = _stack.set((*_stack.get(), self._mark))
+
+    def __exit__(self, *error: object) -> None:
+        self._mark.alive = False
+        _stack.reset(self._token)
 
 
 def refuse_reentrance(call: Call) -> None:

@@ -7,9 +7,9 @@ How the databases differ is in `dialects`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -122,8 +122,7 @@ def _table(name: str, metadata: MetaData) -> Table:
     return table
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """A row of the table and the database's clock, read in one request. Times in microseconds since 1970, UTC."""
 
     now: int

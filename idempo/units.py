@@ -6,7 +6,6 @@ import itertools
 import logging
 import weakref
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal
 
 from sqlalchemy import Connection
@@ -18,7 +17,7 @@ from idempo.dialects import Dialect
 from idempo.errors import ConfigurationError, IdempoError, InProgressError, LedgerUnavailableError
 from idempo.failures import is_conflict, is_disconnect, is_missing_table, takes_no_writes
 from idempo.objects import Objects
-from idempo.records import Answer, Call, Claimed, Completed, InProgress, Payload
+from idempo.records import Answer, Call, Claimed, Completed, InProgress, Payload, replace
 from idempo.schema import create, dialect_of, missing_table
 from idempo.sql import Records
 from idempo.steps import Steps

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, assert_never
 
 from idempo.contracts import JoinedLedger, Ledger, Unit
@@ -26,6 +26,7 @@ from idempo.records import (
     Orphan,
     Payload,
     Record,
+    replace,
 )
 from idempo.steps import Steps
 

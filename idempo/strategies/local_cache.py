@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from idempo.contracts import Inner, Layer, Site, Terms
 from idempo.errors import CompositionError, ConfigurationError
 from idempo.guarantees import Part
@@ -69,8 +71,7 @@ class LocalCache:
         return _Replaying(self._entries, self._fresh, self._clock, site.terms, part)
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(msgspec.Struct, frozen=True):
     payload: Payload
     length: int
     fingerprint: bytes

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Literal
+
+import msgspec
 
 from idempo.contracts import KeySpec, Layer, Site
 from idempo.layers import Leased
@@ -23,6 +24,7 @@ from idempo.records import (
     Orphan,
     Payload,
     Record,
+    replace,
 )
 from idempo.steps import Steps
 
@@ -36,8 +38,7 @@ def _seconds() -> float:
     return _BEGAN + time.monotonic()
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(msgspec.Struct, frozen=True):
     """A record as it is kept. `payload` is set once completed; `owner` is b"" while issued, and once released."""
 
     call: Call

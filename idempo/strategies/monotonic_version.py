@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -14,7 +15,7 @@ from idempo.errors import KeyRefusedError, VersionConflictError
 from idempo.events import tell
 from idempo.guarantees import Part
 from idempo.layers import asking_about, enclosed
-from idempo.records import MISSING, Call, Done, Record
+from idempo.records import MISSING, Call, Done, Record, replace
 from idempo.specs import value_reader
 from idempo.steps import Steps
 from idempo.versioned import MOST, SupersededError, Versioned, VersionedJoined, unframed
@@ -85,7 +86,7 @@ class MonotonicVersion:
         note = "applies no version of an entity below the highest one; it knows that one for as long as keep= says"
         layer, part = enclosed(site, self._ledger, "MonotonicVersion", note)
         if part.lossy and part.role == "own key":
-            part = replace(
+            part = dataclasses.replace(
                 part, notes=(*part.notes, f"{part.strategy} knows the highest version while it keeps the key")
             )
         changed = None
@@ -119,7 +120,7 @@ class _Layer:
             return inner(own if self.part.role == "record" else call)
 
         try:
-            layer = replace(asking_about(self.layer, call), ledger=ledger)
+            layer = dataclasses.replace(asking_about(self.layer, call), ledger=ledger)
             done: Done = yield from layer.around(self.rekey(call), admitted)
             return done
         except SupersededError as superseded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias
 
@@ -15,7 +15,7 @@ from idempo.errors import ConfigurationError, KeyRefusedError, KeyTemplateError
 from idempo.guarantees import Part
 from idempo.keys import check_given, digest, key_given
 from idempo.layers import asking_about, enclosed, good_for
-from idempo.records import Call, Done, Issued, Record
+from idempo.records import Call, Done, Issued, Record, replace
 from idempo.specs import Arguments, Field, parse, value_reader
 from idempo.steps import Steps, arun, run
 from idempo.terms import Duration, seconds_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection
@@ -15,7 +15,7 @@ from idempo.connections import Database, Source, on
 from idempo.contracts import Inner, Layer, Site
 from idempo.errors import CompositionError, ConfigurationError
 from idempo.guarantees import Part
-from idempo.records import Call, Done, Record
+from idempo.records import Call, Done, Record, replace
 from idempo.steps import Shielded, Steps, ending
 from idempo.units import connection_of, transaction_of
 

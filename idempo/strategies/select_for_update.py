@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Table, select
@@ -18,7 +18,7 @@ from idempo.errors import CompositionError, ConfigurationError, StateConflictErr
 from idempo.events import tell
 from idempo.guarantees import Part
 from idempo.guarding import Admission, Guarding, transaction_for
-from idempo.records import MISSING, Call, Done
+from idempo.records import MISSING, Call, Done, replace
 from idempo.rows import BusinessRow, is_mysql
 from idempo.steps import Steps
 from idempo.terms import Duration, seconds_of

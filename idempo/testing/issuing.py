@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import uuid
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import pytest
@@ -22,6 +21,7 @@ from idempo.records import (
     Orphan,
     Payload,
     Record,
+    replace,
 )
 from idempo.steps import Pause, Steps, arun, run
 from idempo.testing.tools import CALLERS, driven, ledger_of, new_call, together

@@ -6,7 +6,6 @@ import asyncio
 import functools
 import os
 import uuid
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +24,7 @@ from idempo.records import (
     Orphan,
     Payload,
     Record,
+    replace,
 )
 from idempo.steps import Pause, Steps, arun, run
 from idempo.testing.promises import PromiseContract

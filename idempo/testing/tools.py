@@ -7,13 +7,12 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 from idempo.assembly import operation_of
 from idempo.contracts import Colour, Ledger, Strategy
 from idempo.decorator import idempotent
-from idempo.records import Call
+from idempo.records import Call, replace
 from idempo.steps import Steps, arun, run
 
 __all__ = ["CALLERS", "Effects", "Gate", "drive", "driven", "ledger_of", "new_call", "together"]

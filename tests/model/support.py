@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import redis
 from hypothesis import HealthCheck, settings
+from msgspec.structs import replace
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.pool import NullPool
 

@@ -4,9 +4,10 @@ import contextvars
 import functools
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+
+from msgspec.structs import replace
 
 from idempo import Memory, OneTimeToken
 from idempo.contracts import Colour, Ledger, Strategy
