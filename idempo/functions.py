@@ -97,9 +97,7 @@ def wrap(operation: Operation, bound: tuple[Any, ...] = ()) -> Any:
     """Return the decorated function, with `bound` (self or cls) in front of the arguments."""
     asked = _asking(operation, bound)
     function = operation.function
-    value = asked(operation.value)
-    decorated = _awaited(value) if operation.colour == "async" else _called(value)
-    extended = cast(Any, functools.wraps(function)(decorated))
+    extended = cast(Any, functools.wraps(function)(asked(operation.value)))
     if bound:
         extended.__wrapped__ = functools.partial(function, *bound)
         extended.__self__ = bound[0]
@@ -111,20 +109,6 @@ def wrap(operation: Operation, bound: tuple[Any, ...] = ()) -> Any:
     extended.explain = operation.explain
     extended.__idempo__ = operation
     return extended
-
-
-def _called(value: Callable[..., Any]) -> Callable[..., Any]:
-    def decorated(*args: Any, **kwargs: Any) -> Any:
-        return value(*args, **kwargs)
-
-    return decorated
-
-
-def _awaited(value: Callable[..., Any]) -> Callable[..., Any]:
-    async def decorated(*args: Any, **kwargs: Any) -> Any:
-        return await value(*args, **kwargs)
-
-    return decorated
 
 
 def _without_first(operation: Operation) -> Any:

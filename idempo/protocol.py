@@ -29,7 +29,7 @@ from idempo.records import (
     Orphan,
     replace,
 )
-from idempo.steps import Pause, Shielded, Steps
+from idempo.steps import Pause, Repeated, Shielded, Steps
 from idempo.verdicts import (
     check_arguments,
     lost,
@@ -136,7 +136,7 @@ def _record(ledger: Ledger, call: Call, terms: Terms, done: Done) -> Steps[None]
     if not terms.final:
         yield from _record_outside(ledger, call, terms, done)
         return
-    kept = yield Shielded(lambda: _complete(ledger, call, terms, done))
+    kept = yield Repeated(lambda: _complete(ledger, call, terms, done))
     if not kept:
         raise lost(call, terms, done.value, (yield from _winner(ledger, call, terms)))
 

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 Steps: TypeAlias = Generator[Any, Any, T]
 
-__all__ = ["Pause", "Request", "Shielded", "Steps", "arun", "ending", "run"]
+__all__ = ["Pause", "Repeated", "Request", "Shielded", "Steps", "arun", "ending", "run"]
 
 
 class Request:
@@ -139,6 +139,23 @@ class Shielded(Request):
             task.add_done_callback(_seen)  # what counts now is that the caller was cancelled
             raise cancelled
         return task.result()
+
+
+class Repeated(Shielded):
+    """The same, at less cost while nobody cancels: only then the steps are taken once more, behind the shield.
+
+    For steps that may be broken off anywhere: a request whose reply is lost, and which is sent again.
+    """
+
+    __slots__ = ()
+
+    async def awaiting(self) -> Any:
+        try:
+            return await arun(self.steps())
+        except asyncio.CancelledError:
+            with contextlib.suppress(Exception):  # what counts now is that the caller was cancelled
+                await super().awaiting()
+            raise
 
 
 _left_to_themselves: set[asyncio.Future[Any]] = set()  # a loop keeps only weak references to its tasks

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from idempo.steps import Shielded, Steps
+from idempo.steps import Repeated, Shielded, Steps
 
 
 def test_a_cancellation_waits_for_shielded_steps_and_is_told_then() -> None:
@@ -76,3 +76,61 @@ def test_an_error_of_steps_that_were_left_to_themselves_is_not_reported_by_the_l
         return reported
 
     assert asyncio.run(main()) == []
+
+
+def test_repeated_steps_are_taken_once_while_nobody_cancels() -> None:
+    told: list[str] = []
+
+    def steps() -> Steps[str]:
+        told.append("begun")
+        yield asyncio.sleep(0)
+        return "answer"
+
+    assert asyncio.run(Repeated(steps).awaiting()) == "answer"
+    assert told == ["begun"]
+
+
+def test_repeated_steps_that_are_cancelled_are_taken_once_more_to_their_end() -> None:
+    async def main() -> list[str]:
+        told, gate = [], asyncio.Event()
+
+        def steps() -> Steps[None]:
+            told.append("begun")
+            yield gate.wait()
+            told.append("ended")
+
+        task = asyncio.ensure_future(Repeated(steps).awaiting())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        task.cancel()  # once more, while they are repeated
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return told
+
+    assert asyncio.run(main()) == ["begun", "begun", "ended"]
+
+
+def test_an_error_of_repeated_steps_is_told_unless_the_caller_was_cancelled() -> None:
+    async def main() -> None:
+        gate = asyncio.Event()
+
+        def steps() -> Steps[None]:
+            yield gate.wait()
+            raise OSError("gone")
+
+        task = asyncio.ensure_future(Repeated(steps).awaiting())
+        await asyncio.sleep(0)
+        gate.set()
+        with pytest.raises(OSError, match="gone"):
+            await task
+        gate.clear()
+        task = asyncio.ensure_future(Repeated(steps).awaiting())
+        await asyncio.sleep(0)
+        task.cancel()
+        gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
