@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from idempo import Memory, RedisCache, UniqueInsert
 from idempo.records import Call, Claimed, Completed, Done, InProgress, Issued, Payload, Record

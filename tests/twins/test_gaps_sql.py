@@ -4,11 +4,11 @@ import contextvars
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import Column, Engine, Integer, MetaData, String, create_engine, inspect, text
 from sqlalchemy import Table as Business
 from sqlalchemy.exc import OperationalError
