@@ -1,0 +1,1 @@
+"""Strategies against each other, against the bare driver, and against peers. `python -m benchmarks --help`."""
