@@ -15,7 +15,6 @@ from idempo.scripts import CLAIM, COMPLETE
 
 __all__ = [
     "ByHand",
-    "business_only",
     "postgres_by_hand",
     "postgres_by_hand_async",
     "redis_by_hand",
@@ -92,7 +91,8 @@ def redis_scripts(url: str) -> ByHand:
 
 
 _TABLE = """CREATE TABLE IF NOT EXISTS by_hand (
-    digest bytea PRIMARY KEY, state text NOT NULL, owner bytea NOT NULL, created_at timestamptz NOT NULL, result bytea)"""
+    digest bytea PRIMARY KEY, state text NOT NULL, owner bytea NOT NULL, created_at timestamptz NOT NULL,
+    result bytea)"""
 _CLAIM = "INSERT INTO by_hand VALUES (%s, 'running', %s, clock_timestamp(), NULL) ON CONFLICT DO NOTHING RETURNING 1"
 _COMPLETE = "UPDATE by_hand SET state = 'completed', result = %s WHERE digest = %s AND owner = %s"
 _REPLAY = "SELECT state, result FROM by_hand WHERE digest = %s"
