@@ -690,12 +690,11 @@ def test_a_file_that_another_writes_to_is_waited_for_as_long_as_the_call_says(no
 def test_a_file_that_takes_no_writes_is_not_taken_for_one_that_another_writes_to(
     notes: Engine, tmp_path: Path
 ) -> None:
-    strategy = UniqueInsert(f"sqlite:///file:{tmp_path}/shop.db?mode=ro&uri=true", join="session")
+    engine = create_engine(f"sqlite:///file:{tmp_path}/shop.db?mode=ro&uri=true", poolclass=NullPool)
 
-    @idempotent(key="{order}", using=strategy, wait=0)
+    @idempotent(key="{order}", using=UniqueInsert(engine, join="session"), wait=0)
     def place(order: str, session: Any = None) -> None: ...
 
     with pytest.raises(LedgerUnavailableError) as refused:
         place("A-1")
     assert refused.value.ran is False
-    strategy.close()
