@@ -30,6 +30,15 @@ _PROGRAMS = "tests/traps/test_review.py tests/tokens/test_orphans_inside.py"
 _ON_FILE = 'tests/traps/test_sqlite.py -k "sync and not async and not processes"'
 _ON_FILE_JOINED = 'tests/contract/test_unique_insert.py -k "SQLiteJoined and not Async"'
 _ON_POSTGRES = 'tests/contract/test_unique_insert.py -k "(TestPostgres or TestPostgresJoined) and not Async"'
+_ENDED = (
+    'tests/traps/test_postgres.py -k "sync and not async and (that_commits_leaves or has_lost_its_claim)"'
+)
+_UNDONE = 'tests/traps/test_postgres.py -k "sync and not async and (object or failed_function or flushing)"'
+_RETRIED = (
+    'tests/guards/test_version_check.py -k "postgres and sync and not async'
+    ' and (so_many_times or in_the_callers_transaction_retries)"'
+)
+_GUARDED = 'tests/guards/test_version_check.py -k "{} and sync and not async and expected_version"'
 _ON_MARIADB_JOINED = 'tests/contract/test_unique_insert.py -k "TestMariaDBJoined and not Async"'
 _TOKENS = 'tests/tokens/test_one_time_token.py -k "{} and sync and not async"'
 _VERSIONS = 'tests/versions/test_monotonic_version.py -k "{} and sync and not async"'
@@ -48,7 +57,7 @@ TESTS = {
         _LIVING,
         _SPENT,
     ),
-    "idempo/joining.py": (_ON_FILE_JOINED, _SQL_GAPS, _JOINED, _PROGRAMS),
+    "idempo/joining.py": (_ON_FILE_JOINED, _SQL_GAPS, _JOINED, _PROGRAMS, _UNDONE, _RETRIED),
     "idempo/keys.py": (_KEYS, _GAPS_IN.format("keys"), _GAPS, _RULES_OF_KEYS),
     "idempo/canonical.py": (_KEYS, _GAPS_IN.format("keys"), _RULES_OF_KEYS),
     "idempo/leases.py": (_GAPS, _GAPS_IN.format("leases"), _SLOW, _MEMORY, _LIVING),
@@ -87,6 +96,7 @@ TESTS = {
     "idempo/dialects.py": (
         _SQLITE,
         _SQL_GAPS,
+        _IN_TABLES.format("postgres"),
         _OVERTAKEN,
         _TOKENS.format("sqlite"),
         _IN_TABLES.format("sqlite"),
@@ -94,10 +104,11 @@ TESTS = {
         _PURGED,
         _ON_FILE,
         _ON_MARIADB_JOINED,
+        _GUARDED.format("mysql"),
     ),
-    "idempo/postgresql.py": (_ON_POSTGRES, _SQL_GAPS, _IN_TABLES.format("postgres")),
+    "idempo/postgresql.py": (_ON_POSTGRES, _SQL_GAPS, _IN_TABLES.format("postgres"), _ENDED),
     "idempo/mysql.py": (_ON_MARIADB_JOINED, _SQL_GAPS, _IN_TABLES.format("mariadb")),
-    "idempo/sqlite.py": (_ON_FILE, _ON_FILE_JOINED),
+    "idempo/sqlite.py": (_ON_FILE, _ON_FILE_JOINED, _SQL_GAPS, _GUARDED.format("sqlite")),
     "idempo/versioned.py": (_VERSIONS.format("memory"), "tests/versions -k memory"),
     "idempo/strategies/one_time_token.py": (
         _TOKENS.format("memory"),
