@@ -96,7 +96,8 @@ def _claim(ledger: Ledger, call: Call, terms: Terms, over: int | None) -> Steps[
         raise
     except BaseException:
         yield Shielded(
-            lambda: attempt(ledger.release(call) if over is None else ledger.renew(call, 0), call, terms)
+            lambda: attempt(ledger.release(call) if over is None else ledger.renew(call, 0), call, terms),
+            late=True,
         )
         raise
 

@@ -46,7 +46,7 @@ def create(connection: Connection, records: Records) -> None:
     try:
         records.metadata.create_all(connection)
     except DBAPIError:
-        if not inspect(connection).has_table(records.name):
+        if connection.invalidated or not inspect(connection).has_table(records.name):
             raise
 
 

@@ -116,6 +116,8 @@ class Shielded(Request):
 
     steps: Callable[[], Steps[Any]]
     patience: float = 30.0
+    late: bool = False
+    """True if the caller was cancelled before these steps: its patience counts from their beginning."""
 
     def blocking(self) -> Any:
         try:
@@ -128,17 +130,19 @@ class Shielded(Request):
     async def awaiting(self) -> Any:
         task = asyncio.ensure_future(arun(self.steps()))
         cancelled: asyncio.CancelledError | None = None
-        until = None
+        until = time.monotonic() + self.patience if self.late else None
         while not task.done() and (until is None or time.monotonic() < until):
             try:
                 await asyncio.wait({task}, timeout=None if until is None else until - time.monotonic())
             except asyncio.CancelledError as error:
                 cancelled, until = error, until or time.monotonic() + self.patience
+        if cancelled is None and task.done():
+            return task.result()
+        _left_to_themselves.add(task)
+        task.add_done_callback(_seen)  # what counts now is that the caller was cancelled
         if cancelled is not None:
-            _left_to_themselves.add(task)
-            task.add_done_callback(_seen)  # what counts now is that the caller was cancelled
             raise cancelled
-        return task.result()
+        return None
 
 
 class Repeated(Shielded):
@@ -154,7 +158,7 @@ class Repeated(Shielded):
             return await arun(self.steps())
         except asyncio.CancelledError:
             with contextlib.suppress(Exception):  # what counts now is that the caller was cancelled
-                await super().awaiting()
+                await Shielded(self.steps, self.patience, late=True).awaiting()
             raise
 
 

@@ -49,6 +49,8 @@ def url_for(url: URL, colour: Colour) -> URL:
         driver = _ASYNC_DRIVERS[backend]
     if colour == "sync" and (not driver or driver in _ASYNC_NAMES):
         driver = _SYNC_DRIVERS[backend]
+    if driver == "asyncmy":
+        url = url.difference_update_query(["write_timeout"])  # PyMySQL's; asyncmy has none
     return url.set(drivername=f"{backend}+{driver}")
 
 

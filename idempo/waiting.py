@@ -22,6 +22,7 @@ Wait: TypeAlias = float | timedelta | tuple[wait_base, stop_base]
 _RHYTHM = wait_random_exponential(multiplier=0.01, max=0.2, min=0.005)
 _SHORTEST = 0.001
 _DAY = 86_400.0
+_IN_SILENCE = 30.0  # below what a connection made from a URL takes for a dead one
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def wait_policy(wait: Wait) -> WaitPolicy:
             )
     if not 0 <= seconds <= _DAY:
         raise ConfigurationError(f"wait={seconds} is not between 0 seconds and a day: every wait has a limit")
-    return WaitPolicy(_RHYTHM, stop_after_delay(seconds), limit=seconds, at_once=seconds)
+    return WaitPolicy(_RHYTHM, stop_after_delay(seconds), limit=seconds, at_once=min(seconds, _IN_SILENCE))
 
 
 class Patience:

@@ -164,7 +164,7 @@ def test_a_plain_functions_driver_has_a_bound_of_a_minute_or_what_the_url_names(
 
 
 @pytest.mark.parametrize("driver", ["mysql", "mysql+pymysql", "mysql+asyncmy"])
-@pytest.mark.parametrize(("query", "seconds"), [("", 60), ("?read_timeout=5", 5)])
+@pytest.mark.parametrize(("query", "seconds"), [("", 60), ("?read_timeout=5", 5), ("?write_timeout=7", 60)])
 def test_a_coroutine_functions_driver_has_the_same_bound_for_answers(
     driver: str, query: str, seconds: int
 ) -> None:

@@ -134,3 +134,38 @@ def test_an_error_of_repeated_steps_is_told_unless_the_caller_was_cancelled() ->
             await task
 
     asyncio.run(main())
+
+
+def test_a_caller_that_was_cancelled_before_is_held_up_for_its_patience_only() -> None:
+    async def main() -> list[str]:
+        told, gate, ended = [], asyncio.Event(), asyncio.Event()
+
+        def steps() -> Steps[None]:
+            yield gate.wait()
+            told.append("ended")
+            ended.set()
+
+        assert await asyncio.wait_for(Shielded(steps, patience=0.01, late=True).awaiting(), 30) is None
+        told.append("let go")
+        gate.set()
+        await asyncio.wait_for(ended.wait(), 30)
+        return told
+
+    assert asyncio.run(main()) == ["let go", "ended"]
+
+
+def test_repeated_steps_that_hang_hold_a_cancellation_up_for_a_while_only() -> None:
+    async def main() -> None:
+        hangs = asyncio.Event()
+
+        def steps() -> Steps[None]:
+            yield hangs.wait()
+
+        task = asyncio.ensure_future(Repeated(steps, patience=0.01).awaiting())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(task, 30)
+        hangs.set()
+
+    asyncio.run(main())
