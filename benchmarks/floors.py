@@ -18,6 +18,7 @@ __all__ = [
     "postgres_by_hand",
     "postgres_by_hand_async",
     "redis_by_hand",
+    "redis_by_hand_async",
     "redis_scripts",
 ]
 
@@ -26,27 +27,33 @@ _RESULT = b"\x93\x01\x90\x01"
 
 
 class ByHand:
-    """`first` makes two requests and `replay` one."""
+    """`first` makes two requests and `replay` one. The asynchronous ones are awaited, and `close` too."""
 
-    def __init__(self, first: Callable[[str], Any], replay: Callable[[str], Any]) -> None:
+    def __init__(
+        self,
+        first: Callable[[str], Any],
+        replay: Callable[[str], Any],
+        close: Callable[[], Any] = lambda: None,
+    ) -> None:
         self.first = first
         self.replay = replay
+        self.close = close
 
 
-def redis_by_hand(url: str) -> ByHand:
+def redis_by_hand(url: str, result: bytes = _RESULT) -> ByHand:
     client = redis.Redis.from_url(url)
 
     def first(key: str) -> None:
         assert client.set(f"hand:{key}", b"running", nx=True, get=True, px=_KEEP_MS) is None
-        client.set(f"hand:{key}", _RESULT, xx=True, px=_KEEP_MS)
+        client.set(f"hand:{key}", result, xx=True, px=_KEEP_MS)
 
     def replay(key: str) -> None:
-        assert client.set(f"hand:{key}", b"running", nx=True, get=True, px=_KEEP_MS) == _RESULT
+        assert client.set(f"hand:{key}", b"running", nx=True, get=True, px=_KEEP_MS) == result
 
-    return ByHand(first, replay)
+    return ByHand(first, replay, client.close)
 
 
-def redis_by_hand_async(url: str) -> ByHand:
+def redis_by_hand_async(url: str, result: bytes = _RESULT) -> ByHand:
     client: list[Any] = []  # made in the loop
 
     def opened() -> Any:
@@ -56,12 +63,15 @@ def redis_by_hand_async(url: str) -> ByHand:
 
     async def first(key: str) -> None:
         assert await opened().set(f"hand:{key}", b"running", nx=True, get=True, px=_KEEP_MS) is None
-        await opened().set(f"hand:{key}", _RESULT, xx=True, px=_KEEP_MS)
+        await opened().set(f"hand:{key}", result, xx=True, px=_KEEP_MS)
 
     async def replay(key: str) -> None:
-        assert await opened().set(f"hand:{key}", b"running", nx=True, get=True, px=_KEEP_MS) == _RESULT
+        assert await opened().set(f"hand:{key}", b"running", nx=True, get=True, px=_KEEP_MS) == result
 
-    return ByHand(first, replay)
+    async def close() -> None:
+        await opened().aclose()
+
+    return ByHand(first, replay, close)
 
 
 def redis_scripts(url: str) -> ByHand:
@@ -87,7 +97,7 @@ def redis_scripts(url: str) -> ByHand:
     def replay(key: str) -> None:
         assert claimed(key)[1][0] == b"completed"
 
-    return ByHand(first, replay)
+    return ByHand(first, replay, client.close)
 
 
 _TABLE = """CREATE TABLE IF NOT EXISTS by_hand (
@@ -99,37 +109,41 @@ _REPLAY = "SELECT state, result FROM by_hand WHERE digest = %s"
 _OWNER = b"o" * 16
 
 
-def postgres_by_hand(url: str) -> ByHand:
+def postgres_by_hand(url: str, result: bytes = _RESULT) -> ByHand:
     connection = psycopg.connect(url, autocommit=True)
     connection.execute(_TABLE)
 
     def first(key: str) -> None:
         digest = key.encode()
         assert connection.execute(_CLAIM, (digest, _OWNER)).fetchone()
-        assert connection.execute(_COMPLETE, (_RESULT, digest, _OWNER)).rowcount == 1
+        assert connection.execute(_COMPLETE, (result, digest, _OWNER)).rowcount == 1
 
     def replay(key: str) -> None:
-        assert connection.execute(_REPLAY, (key.encode(),)).fetchone() == ("completed", _RESULT)
+        assert connection.execute(_REPLAY, (key.encode(),)).fetchone() == ("completed", result)
 
-    return ByHand(first, replay)
+    return ByHand(first, replay, connection.close)
 
 
-def postgres_by_hand_async(url: str) -> ByHand:
+def postgres_by_hand_async(url: str, result: bytes = _RESULT) -> ByHand:
     opened: list[psycopg.AsyncConnection] = []
 
     async def connection() -> psycopg.AsyncConnection:
         if not opened:
             opened.append(await psycopg.AsyncConnection.connect(url, autocommit=True))
+            await opened[0].execute(_TABLE)
         return opened[0]
 
     async def first(key: str) -> None:
         digest = key.encode()
         cursor = await (await connection()).execute(_CLAIM, (digest, _OWNER))
         assert await cursor.fetchone()
-        assert (await (await connection()).execute(_COMPLETE, (_RESULT, digest, _OWNER))).rowcount == 1
+        assert (await (await connection()).execute(_COMPLETE, (result, digest, _OWNER))).rowcount == 1
 
     async def replay(key: str) -> None:
         cursor = await (await connection()).execute(_REPLAY, (key.encode(),))
-        assert await cursor.fetchone() == ("completed", _RESULT)
+        assert await cursor.fetchone() == ("completed", result)
 
-    return ByHand(first, replay)
+    async def close() -> None:
+        await (await connection()).close()
+
+    return ByHand(first, replay, close)

@@ -1,108 +1,107 @@
-"""Latency of the first run and of a replay, strategy by strategy, each against its floor."""
+"""Latency of the first run and of a replay, ledger by ledger, each against its floor; and their round trips."""
 
-from collections.abc import Callable
 from typing import Any
 
-from benchmarks import floors
-from benchmarks.method import Measured, Plan, Subject, fresh_keys, interleave, interleave_async
+from benchmarks import floors, floors_sql
+from benchmarks.method import Measured, Plan
+from benchmarks.sections import COLOURS, Making, Section, measured, titled
 from benchmarks.stores import Stores
-from idempo import (
-    LocalCache,
-    Memory,
-    RedisCache,
-    UniqueInsert,
-    idempotent,
-)
+from idempo import LocalCache, Memory, MonotonicVersion, OneTimeToken, RedisCache, UniqueInsert
+from idempo.contracts import Colour
+from tests.servers import async_url
 
 __all__ = ["measure"]
 
-KNOWN = "known"
+REDIS = "SET NX and SET by redis-py"
+PSYCOPG = "two statements by psycopg"
 
 
 def measure(stores: Stores, plan: Plan) -> dict[str, list[Measured]]:
     """Return the tables of this benchmark, by title."""
-    found: dict[str, list[Measured]] = {}
-    found["in this process"] = interleave(_in_process(), plan)
-    found["Redis"] = interleave(_redis(stores), plan)
-    found["Redis, async"] = interleave_async(_redis_async(stores), plan)
-    found["PostgreSQL"] = interleave(_postgres(stores), plan)
-    found["PostgreSQL, async"] = interleave_async(_postgres_async(stores), plan)
-    return found
+    floors_sql.mariadb_by_hand(stores.mariadb).close()  # its table, for both colours
+    tables: dict[str, tuple[Making, tuple[Colour, ...]]] = {
+        "in this process": (in_process, COLOURS),
+        "SQLite, own transactions": (sqlite, COLOURS),
+        "Redis": (redis, COLOURS),
+        "PostgreSQL, own transactions": (postgres, COLOURS),
+        "MariaDB, own transactions": (mariadb, COLOURS),
+    }
+    return {
+        titled(title, colour): measured(make, stores, colour, plan)
+        for title, (make, colours) in tables.items()
+        for colour in colours
+    }
 
 
-def once(key: str) -> int:
-    return 1
+def in_process(section: Section) -> None:
+    sync = section.colour == "sync"
+    memory = section.decorated(Memory())
+    section.both("Memory", memory, targets=(8.0, 3.0) if sync else (None, None))
+    cached = section.decorated(LocalCache(), Memory())
+    section.both("LocalCache, Memory", cached, targets=(None, 3.0) if sync else (None, None))
 
 
-async def once_async(key: str) -> int:
-    return 1
+def sqlite(section: Section) -> None:
+    floor = (
+        section.by_hand("two statements by sqlite3", floors_sql.sqlite_by_hand(section.stores.sqlite))
+        if (section.colour == "sync")
+        else ""
+    )
+    section.both("UniqueInsert", section.decorated(leased(section, section.stores.sqlite)), floor=floor)
 
 
-def decorated(*using: Any, asynchronous: bool = False) -> Any:
-    """A function that does nothing, behind these strategies."""
-    return idempotent(key="{key}", using=list(using), name="bench")(once_async if asynchronous else once)
+def redis(section: Section) -> None:
+    url = section.stores.redis
+    if section.colour == "sync":
+        floor = section.by_hand(REDIS, floors.redis_by_hand(url))
+        section.by_hand("the requests of idempo by redis-py", floors.redis_scripts(url), floor)
+    else:
+        floor = section.by_hand(REDIS, floors.redis_by_hand_async(url))
+    section.both("RedisCache", section.decorated(section.cache()), floor=floor, targets=(1.15, 1.15))
+    tokens = OneTimeToken(section.cache())
+    section.both(
+        "OneTimeToken(RedisCache)",
+        section.decorated(tokens),
+        floor=floor,
+        keys=tokens.issue,
+        note="issued before, not measured",
+    )
+    versions = MonotonicVersion(section.cache(), entity="{key}", version=lambda key: 1)
+    section.both("MonotonicVersion(RedisCache)", section.decorated(versions), floor=floor)
 
 
-def both(
-    name: str,
-    first: Callable[[str], Any],
-    replay: Callable[[str], Any],
-    floor: str = "",
-    targets: tuple[float | None, float | None] = (None, None),
-) -> list[Subject]:
-    """The two subjects of one thing; its floor is measured under the same two words."""
-    words = ("first run", "replay")
-    keys: tuple[Callable[[], str], ...] = (fresh_keys(), lambda: KNOWN)
-    return [
-        Subject(f"{name}: {word}", call, key, f"{floor}: {word}" if floor else "", target)
-        for word, call, key, target in zip(words, (first, replay), keys, targets, strict=True)
-    ]
+def postgres(section: Section) -> None:
+    by_hand = floors.postgres_by_hand if section.colour == "sync" else floors.postgres_by_hand_async
+    floor = section.by_hand(PSYCOPG, by_hand(section.stores.libpq))
+    url = section.stores.postgres
+    section.both("UniqueInsert", section.decorated(leased(section, url)), floor=floor, targets=(1.25, 1.25))
+    section.both("MonotonicVersion(UniqueInsert)", section.decorated(versioned(section, url)), floor=floor)
+    section.both("RedisCache, UniqueInsert", tiers(section, section.cache()), floor=floor)
+    section.both(
+        "LocalCache, UniqueInsert", tiers(section, LocalCache()), floor=floor, note="its replay asks nobody"
+    )
 
 
-def _in_process() -> list[Subject]:
-    memory = decorated(Memory())
-    cached = decorated(LocalCache(), Memory())
-    for function in (memory, cached):
-        function(KNOWN)
-    return [
-        *both("Memory", memory, memory, targets=(8.0, 3.0)),
-        *both("LocalCache in front of Memory", cached, cached, targets=(None, 3.0))[1:],
-    ]
+def mariadb(section: Section) -> None:
+    url = section.stores.mariadb
+    if section.colour == "sync":
+        floor = section.by_hand("two statements by PyMySQL", floors_sql.mariadb_by_hand(url))
+    else:
+        floor = section.by_hand("two statements by asyncmy", floors_sql.mariadb_by_hand_async(url))
+    section.both("UniqueInsert", section.decorated(leased(section, url)), floor=floor)
+    section.both("MonotonicVersion(UniqueInsert)", section.decorated(versioned(section, url)), floor=floor)
 
 
-def _redis(stores: Stores) -> list[Subject]:
-    hand, scripts = floors.redis_by_hand(stores.redis), floors.redis_scripts(stores.redis)
-    ours = decorated(RedisCache(stores.redis))
-    for one in (hand.first, scripts.first, ours):
-        one(KNOWN)
-    floor = "SET NX and SET by redis-py"
-    return [
-        *both(floor, hand.first, hand.replay),
-        *both("the requests of idempo by redis-py", scripts.first, scripts.replay, floor),
-        *both("RedisCache", ours, ours, floor, (1.15, 1.15)),
-    ]
+def leased(section: Section, url: str) -> UniqueInsert:
+    """A ledger made from a URL, as in the documentation's first lines."""
+    made = UniqueInsert(url if section.colour == "sync" else async_url(url))
+    closing: UniqueInsert = section.closing(made, made.close)
+    return closing
 
 
-def _redis_async(stores: Stores) -> list[Subject]:
-    hand = floors.redis_by_hand_async(stores.redis)
-    ours = decorated(RedisCache(stores.redis), asynchronous=True)
-    floor = "SET NX and SET by redis-py"
-    return [*both(floor, hand.first, hand.replay), *both("RedisCache", ours, ours, floor, (1.15, 1.15))]
+def versioned(section: Section, url: str) -> MonotonicVersion:
+    return MonotonicVersion(leased(section, url), entity="{key}", version=lambda key: 1)
 
 
-def _postgres(stores: Stores) -> list[Subject]:
-    hand = floors.postgres_by_hand(stores.libpq)
-    leased = UniqueInsert(stores.postgres)
-    leased.create_schema()
-    ours = decorated(leased)
-    for one in (hand.first, ours):
-        one(KNOWN)
-    floor = "two statements by psycopg"
-    return [*both(floor, hand.first, hand.replay), *both("UniqueInsert", ours, ours, floor, (1.25, 1.25))]
-
-
-def _postgres_async(stores: Stores) -> list[Subject]:
-    hand = floors.postgres_by_hand_async(stores.libpq)
-    ours = decorated(UniqueInsert(stores.postgres), asynchronous=True)
-    floor = "two statements by psycopg"
-    return [*both(floor, hand.first, hand.replay), *both("UniqueInsert", ours, ours, floor, (1.25, 1.25))]
+def tiers(section: Section, outside: RedisCache | LocalCache) -> Any:
+    return section.decorated(outside, leased(section, section.stores.postgres))

@@ -7,15 +7,33 @@ interval in which the true median lies with 95 % (by order statistics, whatever 
 
 import asyncio
 import gc
+import inspect
 import itertools
 import random
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias, TypeVar
 
-__all__ = ["Measured", "Plan", "Subject", "fresh_keys", "interleave", "interleave_async", "ordered"]
+__all__ = [
+    "Measured",
+    "Plan",
+    "Subject",
+    "Verdict",
+    "added",
+    "fresh_keys",
+    "interleave",
+    "interleave_async",
+    "interleave_here",
+    "ordered",
+    "percentile",
+    "summed_up",
+    "turns",
+]
+
+T = TypeVar("T")
+Verdict: TypeAlias = Literal["", "met", "open", "missed"]
 
 _runs = itertools.count(1)
 
@@ -32,8 +50,8 @@ class Subject:
     """One thing to measure: `call` is given a key, which `key` makes outside of the measured time."""
 
     name: str
-    call: Callable[[str], Any]
-    key: Callable[[], str]
+    call: Callable[[Any], Any]
+    key: Callable[[], Any]
     floor: str = ""
     """The subject that is 1.00; "" for a floor, and for what has none."""
     target: float | None = None
@@ -47,16 +65,31 @@ class Plan:
     rounds: int = 30
     block: int = 40
     seed: int = 1
+    name: str = "full"
+    sizes: tuple[int, ...] = (10_000, 1_000_000, 10_000_000)
+    """Records in the tables whose cost is compared."""
+    calls: int = 100_000
+    """Calls over which the memory of the process is watched."""
+    workers: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    """Threads, or tasks, that call at the same time."""
+    duplicates: tuple[int, ...] = (8, 64, 512)
+    """Calls of one key at the same time."""
+    hold: float = 1.0
+    """Seconds for which a first run holds its duplicates once they all wait."""
+    purged: int = 10_000_000
+    """Records whose retention is over, for the purge."""
+    batch: int = 500
+    """Calls in one batch."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Times in microseconds."""
+    """One row. `median`, `p99` and `rounds` are in `unit`, times in microseconds."""
 
     name: str
     calls: int
     median: float
-    p99: float
+    p99: float | None
     floor: str = ""
     ratio: float | None = None
     low: float | None = None
@@ -65,83 +98,141 @@ class Measured:
     note: str = ""
     rounds: tuple[float, ...] = field(default=(), repr=False)
     """The median of each round."""
+    unit: str = "us"
+    at_least: bool = False
+    """True if more is better: the target is then the least that will do."""
+    requests: float | None = None
+    """Round trips per call, counted and not timed."""
+
+    @property
+    def judged(self) -> tuple[float, float, float]:
+        """What a target is compared with, and its interval: the ratio, or the median where there is no floor."""
+        if self.ratio is not None and self.low is not None and self.high is not None:
+            return self.ratio, self.low, self.high
+        return (self.median, *ordered(self.rounds)[1:]) if self.rounds else (self.median,) * 3
 
     @property
     def missed(self) -> bool:
-        """True if the whole interval is above the target."""
-        worst = self.low if self.floor else self.median
-        return self.target is not None and worst is not None and worst > self.target
+        """True if the whole interval is beyond the target."""
+        return self.verdict == "missed"
+
+    @property
+    def verdict(self) -> Verdict:
+        """`open` if the target lies within the interval, on its better side."""
+        if self.target is None:
+            return ""
+        middle, low, high = self.judged
+        if self.at_least:
+            return "met" if middle >= self.target else "open" if high >= self.target else "missed"
+        return "met" if middle <= self.target else "open" if low <= self.target else "missed"
+
+    @property
+    def beyond(self) -> float:
+        """By which share of the target it is missed; negative for what is to spare. 0 without a target."""
+        if not self.target:
+            return 0.0
+        share = self.judged[0] / self.target - 1
+        return -share if self.at_least else share
 
 
 def interleave(subjects: Sequence[Subject], plan: Plan) -> list[Measured]:
     """Measure plain functions."""
-    times: dict[str, list[list[int]]] = {subject.name: [] for subject in subjects}
-    for subject in _turns(subjects, plan):
+    times: dict[str, list[list[float]]] = {subject.name: [] for subject in subjects}
+    for subject in turns(subjects, plan):
         keys = [subject.key() for _ in range(plan.block)]
         call, clock, taken = subject.call, time.perf_counter_ns, []
         for key in keys:
             began = clock()
             call(key)
-            taken.append(clock() - began)
+            taken.append((clock() - began) / 1000)
         times[subject.name].append(taken)
-    return _measured(subjects, times)
+    return [summed_up(subject, times[subject.name], times.get(subject.floor)) for subject in subjects]
 
 
 def interleave_async(subjects: Sequence[Subject], plan: Plan) -> list[Measured]:
-    """Measure coroutine functions, one call after the other in one event loop."""
-
-    async def run() -> dict[str, list[list[int]]]:
-        times: dict[str, list[list[int]]] = {subject.name: [] for subject in subjects}
-        for subject in _turns(subjects, plan):
-            keys = [subject.key() for _ in range(plan.block)]
-            call: Callable[[str], Awaitable[Any]] = subject.call
-            clock, taken = time.perf_counter_ns, []
-            for key in keys:
-                began = clock()
-                await call(key)
-                taken.append(clock() - began)
-            times[subject.name].append(taken)
-        return times
-
-    return _measured(subjects, asyncio.run(run()))
+    """Measure coroutine functions, one call after the other, in an event loop of their own."""
+    return asyncio.run(interleave_here(subjects, plan))
 
 
-def _turns(subjects: Sequence[Subject], plan: Plan) -> Iterator[Subject]:
-    """Each subject once a round; the first round warms up and is thrown away by `_measured`."""
+async def interleave_here(subjects: Sequence[Subject], plan: Plan) -> list[Measured]:
+    """Measure coroutine functions in this event loop. A `key` that is awaitable is waited for."""
+    times: dict[str, list[list[float]]] = {subject.name: [] for subject in subjects}
+    for subject in turns(subjects, plan):
+        made = [subject.key() for _ in range(plan.block)]
+        keys = [await key if inspect.isawaitable(key) else key for key in made]
+        call: Callable[[Any], Awaitable[Any]] = subject.call
+        clock, taken = time.perf_counter_ns, []
+        for key in keys:
+            began = clock()
+            await call(key)
+            taken.append((clock() - began) / 1000)
+        times[subject.name].append(taken)
+    return [summed_up(subject, times[subject.name], times.get(subject.floor)) for subject in subjects]
+
+
+def turns(subjects: Sequence[T], plan: Plan) -> Iterator[T]:
+    """Each subject once a round, in an order drawn anew; the first round warms up, and `summed_up` leaves it out."""
     chance = random.Random(plan.seed)
     for _ in range(plan.rounds + 1):
         gc.collect()
         yield from chance.sample(subjects, len(subjects))
 
 
-def _measured(subjects: Sequence[Subject], times: dict[str, list[list[int]]]) -> list[Measured]:
-    medians = {
-        name: [statistics.median(block) / 1000 for block in blocks[1:]] for name, blocks in times.items()
-    }
-    found = []
-    for subject in subjects:
-        taken = sorted(one / 1000 for block in times[subject.name][1:] for one in block)
-        mine = medians[subject.name]
-        ratio = low = high = None
-        if subject.floor:
-            ratios = [one / base for one, base in zip(mine, medians[subject.floor], strict=True)]
-            ratio, low, high = ordered(ratios)
-        found.append(
-            Measured(
-                subject.name,
-                len(taken),
-                statistics.median(taken),
-                taken[min(len(taken) - 1, int(len(taken) * 0.99))],
-                subject.floor,
-                ratio,
-                low,
-                high,
-                subject.target,
-                subject.note,
-                tuple(mine),
-            )
-        )
-    return found
+def summed_up(
+    subject: Subject, blocks: Sequence[Sequence[float]], base: Sequence[Sequence[float]] | None = None
+) -> Measured:
+    """Sum up what was taken in each round, against the floor's same rounds."""
+    mine = [statistics.median(block) for block in blocks[1:]]
+    taken = sorted(one for block in blocks[1:] for one in block)
+    ratio = low = high = None
+    if subject.floor:
+        if base is None:
+            raise ValueError(f"the floor of {subject.name}, {subject.floor}, was not measured beside it")
+        floors = (statistics.median(block) for block in base[1:])
+        ratio, low, high = ordered([one / floor for one, floor in zip(mine, floors, strict=True)])
+    return Measured(
+        subject.name,
+        len(taken),
+        statistics.median(taken),
+        percentile(taken, 0.99),
+        subject.floor,
+        ratio,
+        low,
+        high,
+        subject.target,
+        subject.note,
+        tuple(mine),
+    )
+
+
+def added(name: str, whole: Measured, without: Measured, floor: Measured, target: float | None) -> Measured:
+    """What `whole` takes beyond `without`, round by round, as a share of `floor`."""
+    rounds = list(zip(whole.rounds, without.rounds, floor.rounds, strict=True))
+    beyond = [one - other for one, other, _ in rounds]
+    ratio, low, high = ordered([(one - other) / base for one, other, base in rounds])
+    note = f"{whole.name}, less {without.name}"
+    requests = None
+    if whole.requests is not None and without.requests is not None:
+        requests = whole.requests - without.requests
+    return Measured(
+        name,
+        whole.calls,
+        statistics.median(beyond),
+        None,
+        floor.name,
+        ratio,
+        low,
+        high,
+        target,
+        note,
+        tuple(beyond),
+        requests=requests,
+    )
+
+
+def percentile(ranked: Sequence[float], share: float) -> float:
+    """Return the value below which `share` of these lie, which are in order."""
+    return ranked[min(len(ranked) - 1, int(len(ranked) * share))]
 
 
 def ordered(values: Sequence[float]) -> tuple[float, float, float]:

@@ -4,16 +4,24 @@ import importlib.metadata
 import os
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from redis import Redis
+from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.pool import NullPool
 
+from idempo import UniqueInsert
+from idempo.steps import Steps
 from tests import servers
+from tests.faults.proxy import Proxy
+from tests.servers import Server
 
-__all__ = ["Stores", "machine", "opened"]
+__all__ = ["Stores", "behind_proxies", "machine", "opened", "prepared"]
 
 PACKAGES = (
     "idempo",
@@ -22,6 +30,7 @@ PACKAGES = (
     "hiredis",
     "psycopg",
     "pymysql",
+    "asyncmy",
     "aiosqlite",
     "msgspec",
     "tenacity",
@@ -36,7 +45,7 @@ class Stores:
     postgres: str
     mariadb: str
     sqlite: str
-    summary: tuple[str, ...]
+    summary: tuple[str, ...] = ()
 
     @property
     def libpq(self) -> str:
@@ -48,17 +57,75 @@ class Stores:
 def opened() -> Iterator[Stores]:
     """Start what is not there, and stop it at the end. Their disks are not waited for (`fsync` is off)."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="idempo-bench-")))
-        redis, postgres, mariadb = (
-            stack.enter_context(servers.start_shared(kind)) for kind in ("redis", "postgres", "mariadb")
+        yield stack.enter_context(
+            prepared(
+                *(
+                    stack.enter_context(servers.start_shared(kind))
+                    for kind in ("redis", "postgres", "mariadb")
+                )
+            )
         )
-        yield Stores(
-            redis.url,
-            postgres.url,
-            mariadb.url,
-            f"sqlite:///{folder / 'bench.db'}",
-            tuple(server.summary for server in (redis, postgres, mariadb)),
+
+
+@contextmanager
+def prepared(redis: Server, postgres: Server, mariadb: Server) -> Iterator[Stores]:
+    """Databases of our own on these servers, with the tables of idempo; they are dropped at the end."""
+    found = (redis, postgres, mariadb)
+    with tempfile.TemporaryDirectory(prefix="idempo-bench-") as folder:
+        urls = [servers.fresh_database(server) for server in found]
+        stores = Stores(
+            *urls, f"sqlite:///{Path(folder) / 'bench.db'}", tuple(server.summary for server in found)
         )
+        try:
+            for url in (stores.postgres, stores.mariadb, stores.sqlite):
+                ledger = UniqueInsert(url)
+                ledger.create_schema()
+                ledger.close()
+            yield stores
+        finally:
+            _flush(stores.redis)
+            _drop(postgres.url, f"DROP DATABASE {make_url(stores.postgres).database} WITH (FORCE)")
+            _drop(mariadb.url, f"DROP DATABASE {make_url(stores.mariadb).database}")
+
+
+def _flush(url: str) -> None:
+    client: Any
+    with Redis.from_url(url) as client:
+        client.flushdb()
+
+
+def _drop(url: str, statement: str) -> None:
+    engine = create_engine(url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text(statement))
+
+
+@contextmanager
+def behind_proxies(stores: Stores) -> Iterator[tuple[Stores, Callable[[Callable[[], Any]], Steps[int]]]]:
+    """The same databases behind proxies that count, and what counts the round trips of one call."""
+    with ExitStack() as stack:
+        proxies = [
+            stack.enter_context(Proxy(make_url(url).port or 0))
+            for url in (stores.redis, stores.postgres, stores.mariadb)
+        ]
+
+        def behind(url: str, proxy: Proxy) -> str:
+            return make_url(url).set(port=proxy.port).render_as_string(hide_password=False)
+
+        def counted(call: Callable[[], Any]) -> Steps[int]:
+            for proxy in proxies:
+                proxy.reset_count()
+            yield call()
+            return sum(proxy.requests for proxy in proxies)
+
+        redis, postgres, mariadb = proxies
+        seen = Stores(
+            behind(stores.redis, redis),
+            behind(stores.postgres, postgres) + "?sslmode=disable",
+            behind(stores.mariadb, mariadb),
+            stores.sqlite,
+        )
+        yield seen, counted
 
 
 def machine(stores: Stores) -> dict[str, object]:
