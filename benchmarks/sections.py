@@ -83,7 +83,7 @@ class Section:
         known: int = 1,
         note: str = "",
     ) -> None:
-        """The first run and the replay of one thing; its floor is measured under the same two words.
+        """The first run and the replay of one thing; its floor has the same two words, or is one subject for both.
 
         `known` keys are replayed in turn, and run for the first time before anything is measured.
         """
@@ -100,7 +100,8 @@ class Section:
         turn = itertools.count()
         sources: tuple[Callable[[], Any], ...] = (fresh, lambda: ran[next(turn) % known])
         for word, call, key, target in zip(WORDS, (first, replay or first), sources, targets, strict=True):
-            against = f"{floor}: {word}" if floor else ""
+            single = not floor or any(subject.name == floor for subject in self.subjects)
+            against = floor if single else f"{floor}: {word}"
             self.subjects.append(Subject(f"{name}: {word}", call, key, against, target, note))
 
     def by_hand(self, name: str, hand: ByHand, floor: str = "", known: int = 1) -> str:

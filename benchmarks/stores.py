@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from idempo import UniqueInsert
 from idempo.steps import Steps
 from tests import servers
 from tests.faults.proxy import Proxy
+from tests.provide.processes import poll
 from tests.servers import Server
 
 __all__ = ["Stores", "behind_proxies", "machine", "opened", "prepared"]
@@ -125,7 +127,18 @@ def behind_proxies(stores: Stores) -> Iterator[tuple[Stores, Callable[[Callable[
             behind(stores.mariadb, mariadb),
             stores.sqlite,
         )
-        yield seen, counted
+        try:
+            yield seen, counted
+        finally:
+            # A proxy that ends while a connection is being closed says so on the screen.
+            for proxy in proxies:
+                proxy.cut()
+                poll(partial(_ended, proxy), seconds=10)
+
+
+def _ended(proxy: Proxy) -> None:
+    if proxy._writers:
+        raise RuntimeError("connections of the proxy are still being closed")
 
 
 def machine(stores: Stores) -> dict[str, object]:
