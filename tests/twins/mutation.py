@@ -21,8 +21,8 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -36,6 +36,7 @@ __all__ = ["Bench", "Verdict", "main", "try_all"]
 ROOT = Path(__file__).resolve().parents[2]
 LOADED_ONCE = ("sqlalchemy.orm", "sqlalchemy.ext.asyncio", "redis.asyncio", "tenacity", "msgspec")
 LIBRARY = ("idempo", "tests")
+ASKED_FOR = ("postgres", "mariadb", "mysql")  # the servers that run only where a selection names them
 
 Verdict = Literal["killed", "survived", "timed out"]
 
@@ -125,20 +126,23 @@ class Bench:
 
 
 @contextmanager
-def bench() -> Iterator[Bench]:
-    """A copy of this repository, and one Redis for all tries."""
+def bench(selections: Iterable[str] = ()) -> Iterator[Bench]:
+    """A copy of this repository, and for all tries one Redis and one of each database that the selections name."""
     servers = importlib.import_module("tests.servers")
+    recipes = importlib.import_module("tests.provide.recipes").RECIPES
     for name in LOADED_ONCE:
         importlib.import_module(name)
-    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
+    words = " ".join(selections).lower()
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder, ExitStack() as running:
         tree = Path(folder)
         for name in ("idempo", "tests", "docs"):
             shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / name, tree)
-        with servers.start("redis") as server:
-            os.environ["IDEMPO_TEST_REDIS_URL"] = server.url
-            yield Bench(tree)
+        for kind in ("redis", *(kind for kind in ASKED_FOR if kind in words)):
+            server = running.enter_context(servers.start_shared(kind))
+            os.environ[recipes[kind].variable] = server.url
+        yield Bench(tree)
 
 
 def try_all(bench: Bench, file: str, chosen: Sequence[Mutant], selections: Sequence[str]) -> Counter[Verdict]:
@@ -167,14 +171,15 @@ def main(words: Sequence[str] | None = None) -> None:
     given = parser.parse_args(words)
     from tests.twins.mutation_table import TESTS
 
-    with bench() as ours:
-        for file in given.files:
-            everything = mutants((ROOT / file).read_text())
+    judges = {file: given.tests or TESTS[file] for file in given.files}
+    with bench(selection for selections in judges.values() for selection in selections) as ours:
+        for file, selections in judges.items():
+            everything = mutants((ours.tree / file).read_text())
             chosen = [mutant for mutant in everything if not given.line or mutant.line in given.line]
             if given.sample and given.sample < len(chosen):
                 chosen = sorted(random.Random(given.seed).sample(chosen, given.sample))
             began = time.monotonic()
-            counts = try_all(ours, file, chosen, given.tests or TESTS[file])
+            counts = try_all(ours, file, chosen, selections)
             print(
                 f"{file}: {counts['killed']} killed, {counts['timed out']} timed out, {counts['survived']} survived;"
                 f" {len(chosen)} of {len(everything)} tried in {time.monotonic() - began:.0f} s",
