@@ -20,9 +20,12 @@ _SPENT = 'tests/tokens/test_edges.py -k "spent_whatever and postgres"'
 _SLOW = 'tests/traps/test_python.py -k "thread_before or (Memory and (renewal or slow))"'
 _BACK = 'tests/faults/test_clocks.py -k "(its_owner_ended or made_up or put_back) and (valkey or redis)"'
 _LIVING = 'tests/faults/test_stalls.py -k "lives and redis"'
-# The SQL ledger. Faster with servers that IDEMPO_TEST_POSTGRES_URL and IDEMPO_TEST_MARIADB_URL name:
-# otherwise each try starts its own.
-_SQL_GAPS = _GAPS_IN.format("sql")
+# The SQL ledger. A database that a selection names is started once for all tries, any other by each try.
+_SQL_GAPS = (
+    "tests/twins/test_gaps_sql.py tests/twins/test_gaps_records.py"
+    ' -k "sqlite or mariadb or postgres or takes_no_writes"'
+)
+_JOINED_GAPS = _GAPS_IN.format("joined")
 _OVERTAKEN = 'tests/twins/test_gaps.py tests/traps/test_forget.py -k "sqlite or mariadb"'
 _IN_TABLES = 'tests/tokens/test_token_ledgers.py -k "{} and sync and not async"'
 _PURGED = 'tests/test_cli.py -k "purge and sqlite"'
@@ -44,6 +47,8 @@ _TOKENS = 'tests/tokens/test_one_time_token.py -k "{} and sync and not async"'
 _VERSIONS = 'tests/versions/test_monotonic_version.py -k "{} and sync and not async"'
 
 TESTS = {
+    "idempo/binding.py": ("tests/test_binding.py",),
+    "idempo/sending.py": ('tests/test_sending.py -k "postgres or mariadb or sqlite"',),
     "idempo/protocol.py": (
         _MEMORY,
         _GAPS_IN.format("protocol"),
@@ -57,7 +62,7 @@ TESTS = {
         _LIVING,
         _SPENT,
     ),
-    "idempo/joining.py": (_ON_FILE_JOINED, _SQL_GAPS, _JOINED, _PROGRAMS, _UNDONE, _RETRIED),
+    "idempo/joining.py": (_ON_FILE_JOINED, _JOINED_GAPS, _SQL_GAPS, _JOINED, _PROGRAMS, _UNDONE, _RETRIED),
     "idempo/keys.py": (_KEYS, _GAPS_IN.format("keys"), _GAPS, _RULES_OF_KEYS),
     "idempo/canonical.py": (_KEYS, _GAPS_IN.format("keys"), _RULES_OF_KEYS),
     "idempo/leases.py": (_GAPS, _GAPS_IN.format("leases"), _SLOW, _MEMORY, _LIVING),
@@ -92,10 +97,11 @@ TESTS = {
         _COMPOSITION,
         _BACK,
     ),
-    "idempo/sql.py": (_SQLITE, _IN_TABLES.format("sqlite"), _SQL_GAPS),
+    "idempo/sql.py": (_SQLITE, _IN_TABLES.format("sqlite"), _SQL_GAPS, _JOINED_GAPS),
     "idempo/dialects.py": (
         _SQLITE,
         _SQL_GAPS,
+        _JOINED_GAPS,
         _IN_TABLES.format("postgres"),
         _OVERTAKEN,
         _TOKENS.format("sqlite"),
@@ -106,9 +112,9 @@ TESTS = {
         _ON_MARIADB_JOINED,
         _GUARDED.format("mysql"),
     ),
-    "idempo/postgresql.py": (_ON_POSTGRES, _SQL_GAPS, _IN_TABLES.format("postgres"), _ENDED),
+    "idempo/postgresql.py": (_ON_POSTGRES, _SQL_GAPS, _JOINED_GAPS, _IN_TABLES.format("postgres"), _ENDED),
     "idempo/mysql.py": (_ON_MARIADB_JOINED, _SQL_GAPS, _IN_TABLES.format("mariadb")),
-    "idempo/sqlite.py": (_ON_FILE, _ON_FILE_JOINED, _SQL_GAPS, _GUARDED.format("sqlite")),
+    "idempo/sqlite.py": (_ON_FILE, _ON_FILE_JOINED, _SQL_GAPS, _JOINED_GAPS, _GUARDED.format("sqlite")),
     "idempo/versioned.py": (_VERSIONS.format("memory"), "tests/versions -k memory"),
     "idempo/strategies/one_time_token.py": (
         _TOKENS.format("memory"),
