@@ -1,4 +1,4 @@
-"""Records in SQL, where no test held a rule until a mutant went unnoticed; see docs/explanation/mutation.md."""
+"""Records in SQL, where no test held a rule until a mutant went unnoticed (docs/explanation/mutation.md)."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Races and leases in SQL, where no test held a rule until a mutant went unnoticed; see docs/explanation/mutation.md."""
+"""Races and leases in SQL, where no test held a rule until a mutant went unnoticed (docs/explanation/mutation.md)."""
 
 from collections.abc import Callable
 from pathlib import Path
