@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from benchmarks.floors import ByHand
 from benchmarks.method import Measured, Plan, Subject, fresh_keys, interleave, interleave_here
-from benchmarks.stores import Stores, behind_proxies
+from benchmarks.stores import Stores, Wire, behind_proxies
 from idempo import RedisCache, idempotent
 from idempo.contracts import Colour
 from idempo.steps import Steps, arun, run
@@ -135,7 +135,7 @@ class Section:
         finally:
             await arun(self.closed())
 
-    def count(self, counted: Callable[[Callable[[], Any]], Steps[int]]) -> dict[str, int]:
+    def count(self, wire: Wire) -> dict[str, int]:
         """Count the round trips of each subject, and close everything."""
 
         def steps() -> Steps[dict[str, int]]:
@@ -147,7 +147,7 @@ class Section:
                         key = yield subject.key()
                         yield subject.call(key)
                     key = yield subject.key()
-                    found[subject.name] = yield from counted(lambda: subject.call(key))  # noqa: B023
+                    found[subject.name] = yield from wire.counted(lambda: subject.call(key))  # noqa: B023
                 return found
             finally:
                 yield from self.closed()
@@ -168,10 +168,10 @@ def measured(
     rows = section.time(plan)
     if not trips:
         return rows
-    with behind_proxies(stores) as (seen, counted):
+    with behind_proxies(stores) as (seen, wire):
         section = Section(seen, colour)
         make(section)
-        found = section.count(counted)
+        found = section.count(wire)
     return [replace(row, requests=found[row.name]) for row in rows]
 
 

@@ -23,7 +23,7 @@ from tests.faults.proxy import Proxy
 from tests.provide.processes import poll
 from tests.servers import Server
 
-__all__ = ["Stores", "behind_proxies", "machine", "opened", "prepared"]
+__all__ = ["Stores", "Wire", "behind_proxies", "machine", "opened", "prepared"]
 
 PACKAGES = (
     "idempo",
@@ -102,33 +102,39 @@ def _drop(url: str, statement: str) -> None:
         connection.execute(text(statement))
 
 
+@dataclass(frozen=True)
+class Wire:
+    """What counts round trips between us and the servers."""
+
+    proxies: tuple[Proxy, ...]
+
+    @property
+    def requests(self) -> int:
+        return sum(proxy.requests for proxy in self.proxies)
+
+    def reset(self) -> None:
+        for proxy in self.proxies:
+            proxy.reset_count()
+
+    def counted(self, call: Callable[[], Any]) -> Steps[int]:
+        """Return how many requests `call` makes."""
+        self.reset()
+        yield call()
+        return self.requests
+
+
 @contextmanager
-def behind_proxies(stores: Stores) -> Iterator[tuple[Stores, Callable[[Callable[[], Any]], Steps[int]]]]:
-    """The same databases behind proxies that count, and what counts the round trips of one call."""
+def behind_proxies(stores: Stores) -> Iterator[tuple[Stores, Wire]]:
+    """The same databases behind proxies that count."""
     with ExitStack() as stack:
-        proxies = [
-            stack.enter_context(Proxy(make_url(url).port or 0))
-            for url in (stores.redis, stores.postgres, stores.mariadb)
-        ]
-
-        def behind(url: str, proxy: Proxy) -> str:
-            return make_url(url).set(port=proxy.port).render_as_string(hide_password=False)
-
-        def counted(call: Callable[[], Any]) -> Steps[int]:
-            for proxy in proxies:
-                proxy.reset_count()
-            yield call()
-            return sum(proxy.requests for proxy in proxies)
-
-        redis, postgres, mariadb = proxies
-        seen = Stores(
-            behind(stores.redis, redis),
-            behind(stores.postgres, postgres) + "?sslmode=disable",
-            behind(stores.mariadb, mariadb),
-            stores.sqlite,
+        urls = (stores.redis, stores.postgres, stores.mariadb)
+        proxies = tuple(stack.enter_context(Proxy(make_url(url).port or 0)) for url in urls)
+        redis, postgres, mariadb = (
+            make_url(url).set(port=proxy.port).render_as_string(hide_password=False)
+            for url, proxy in zip(urls, proxies, strict=True)
         )
         try:
-            yield seen, counted
+            yield Stores(redis, f"{postgres}?sslmode=disable", mariadb, stores.sqlite), Wire(proxies)
         finally:
             # A proxy that ends while a connection is being closed says so on the screen.
             for proxy in proxies:

@@ -1,8 +1,8 @@
 """What joined records and guards add to a business transaction on PostgreSQL, and the four production combinations.
 
-The floor of each is the same transaction without idempo: one UPDATE of one row, by SQLAlchemy. What a joined record adds
-is told apart: the whole less that transaction, as a share of the two statements that a person writes by hand for a record
-with transactions of its own.
+The floor of each is the same transaction without idempo: one UPDATE of one row, by SQLAlchemy. What a joined record
+adds is told apart: the whole less that transaction, as a share of the two statements by hand that a record takes in
+transactions of its own.
 """
 
 from collections.abc import Callable
