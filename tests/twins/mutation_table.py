@@ -47,8 +47,12 @@ _TOKENS = 'tests/tokens/test_one_time_token.py -k "{} and sync and not async"'
 _VERSIONS = 'tests/versions/test_monotonic_version.py -k "{} and sync and not async"'
 
 TESTS = {
-    "idempo/binding.py": ("tests/test_binding.py",),
-    "idempo/sending.py": ('tests/test_sending.py -k "postgres or mariadb or sqlite"',),
+    "idempo/binding.py": ("tests/test_binding.py", _GAPS_IN.format("binding")),
+    "idempo/sending.py": (
+        _GAPS_IN.format("binding"),
+        _ON_FILE_JOINED,
+        'tests/test_sending.py -k "postgres or mariadb"',
+    ),
     "idempo/protocol.py": (
         _MEMORY,
         _GAPS_IN.format("protocol"),
@@ -80,6 +84,7 @@ TESTS = {
     "idempo/strategies/redis_cache.py": (
         _ASKED.format("redis"),
         _REDIS,
+        _GAPS_IN.format("redis"),
         _GAPS_IN.format("ledgers"),
         _ANSWERS,
         _TOKENS.format("redis"),

@@ -84,6 +84,15 @@ def test_a_claim_is_kept_for_as_long_as_its_lease_and_its_retention_say(
     assert run(steps()).keep_left == pytest.approx(LEASE, abs=ABOUT)
 
 
+def test_a_claim_whose_lease_has_ended_is_shown_as_an_orphan(ledger: Any) -> None:
+    call = new_call(lease=0.001)
+    assert isinstance(run(ledger.claim(call, None)), Claimed)
+    bound = time.monotonic() + 30
+    while run(ledger.lookup(call.digest)).state == "running":
+        assert time.monotonic() < bound
+    assert run(ledger.lookup(call.digest)).state == "orphan"
+
+
 # ------------------------------------------------------------------------ by the clock of `Memory`, to the instant
 
 DONE = Done("v", None, Payload("completed", b"v"), False, 1, fence=0, keep_left=60.0, durable=True)
