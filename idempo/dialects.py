@@ -213,7 +213,6 @@ class Dialect:
             ":owner, :fence, :attempt, :fingerprint, {clock}, {clock}, {clock}, {clock}, {clock} + :keep, :result)"
         )
         values = filled(call, done)
-        del values["lease"]
         if self.change(connection, update, _only(values, update)) == 0:
             try:
                 self.change(connection, insert, values)
