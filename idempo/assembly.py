@@ -82,6 +82,7 @@ def assemble(
     exclude = {"self", "cls", *injects}.union(*(getattr(layer, "ignores", ()) for layer in layers))
     fingerprints = fingerprint_source(fingerprint, parameters, exclude=exclude, operation=subject.operation)
     binder = Binder(subject.signature, injects)
+    innermost = function_steps(subject.function, binder, terms)
     operation = Operation(
         name=subject.operation,
         function=subject.function,
@@ -90,7 +91,8 @@ def assemble(
         keying=replace(keying, fingerprint=fingerprints, shown=_shown(layers) or keying.shown),
         terms=terms,
         layers=layers,
-        inner=compose(layers, function_steps(subject.function, binder, terms)),
+        inner=compose(layers, innermost),
+        innermost=innermost,
         injects=injects,
         binder=binder,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -17,6 +17,7 @@ KeySpec: TypeAlias = str | Callable[..., object] | tuple[str, ...]
 """How a key is had from the arguments: a template, a callable of them, names of parameters."""
 
 __all__ = [
+    "BatchingLedger",
     "Carried",
     "Colour",
     "Guard",
@@ -147,6 +148,21 @@ class IssuingLedger(Ledger, Protocol):
 
     def revoke(self, digest: bytes) -> Steps[bool]:
         """Delete an issued key that nobody has claimed. False, and no change, for any other."""
+        ...
+
+
+class BatchingLedger(Ledger, Protocol):
+    """A ledger that can also be asked about many keys in one request."""
+
+    def claim_many(self, calls: Sequence[Call]) -> Steps[Sequence[Answer | None]]:
+        """Claim each key that is free, as `claim` with no orphan to take over. No two of the calls have one digest.
+
+        Returns the answers in the order of the calls; None for one that has to be asked for alone.
+        """
+        ...
+
+    def complete_many(self, firsts: Sequence[tuple[Call, Payload]]) -> Steps[Sequence[bool]]:
+        """Record each first result, as `complete` does, and answer in their order."""
         ...
 
 

@@ -88,8 +88,8 @@ def idempotent(
         hooks: callables of one `Event`.
 
     Returns:
-        A decorator. The decorated function keeps its signature and gains `outcome`, `key_for`, `lookup`, `forget` and
-        `explain`.
+        A decorator. The decorated function keeps its signature and gains `outcome`, `many`, `key_for`, `lookup`,
+        `forget` and `explain`.
 
     Raises:
         ConfigurationError: while decorating, where the parts do not fit together.

@@ -6,7 +6,7 @@ Each method is a plain function of a connection. Where a database has a better w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from idempo.records import Above, Answer, Call, Claimed, Done, InProgress, Issued, Payload, Record
 from idempo.roundtrip import together
 from idempo.sending import Answered, Send
-from idempo.sql import COLUMNS, MICROSECONDS, Records, Row, completion, filled, identity, row_of, typed
+from idempo.sql import COLUMNS, MICROSECONDS, Row, completion, filled, identity, row_of, typed
 
 __all__ = ["Dialect"]
 
@@ -49,8 +49,7 @@ class Dialect:
         "keep_until = {clock} + :lease + :keep WHERE digest = :digest AND owner = :owner AND state = 'running'"
     )
 
-    def __init__(self, records: Records, table: str, send: Send) -> None:
-        self.records = records
+    def __init__(self, table: str, send: Send) -> None:
         self._table = table
         self._send = send
         self._statements: dict[str, TextClause] = {}
@@ -178,13 +177,10 @@ class Dialect:
         return self.change(connection, sql, {"digest": call.digest, "owner": call.owner, "free": free}) == 1
 
     def renew(self, connection: Connection, call: Call, lease: float) -> bool:
-        values = {
-            "digest": call.digest,
-            "owner": call.owner,
-            "lease": int(lease * MICROSECONDS),
-            "keep": int(call.keep * MICROSECONDS),
-        }
-        return self.change(connection, self.renewal, values) == 1
+        times = {"lease": int(lease * MICROSECONDS), "keep": int(call.keep * MICROSECONDS)}
+        return (
+            self.change(connection, self.renewal, {"digest": call.digest, "owner": call.owner, **times}) == 1
+        )
 
     def lookup(self, connection: Connection, digest: bytes) -> Record | None:
         return self.read(connection, digest).record(digest)
@@ -285,6 +281,12 @@ class Dialect:
 
     def is_busy(self, error: BaseException) -> bool:
         """True if `error` says that the bounded wait is over."""
+        raise NotImplementedError
+
+    def claim_many(self, connection: Connection, calls: Sequence[Call]) -> Sequence[Answer | None]:
+        raise NotImplementedError
+
+    def complete_many(self, connection: Connection, firsts: Sequence[tuple[Call, Payload]]) -> Sequence[bool]:
         raise NotImplementedError
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 from idempo.guarantees import Explanation
-from idempo.operation import CarriedError, Operation
+from idempo.operation import CarriedError, Given, Operation
 from idempo.records import Outcome, Record
 from idempo.steps import Steps, arun, run
 
@@ -37,6 +37,15 @@ class Idempotent(Protocol[P, R]):
 
     def outcome(self, *args: P.args, **kwargs: P.kwargs) -> Outcome[R]:
         """Call it, and return the value together with how it came about. Raises what a call raises."""
+        ...
+
+    def many(self, calls: Iterable[Given]) -> list[Outcome[R] | Exception]:
+        """Answer many calls, each a tuple of arguments or a dict of them by name; in their order.
+
+        A ledger alone is asked about all keys in one request and told all first results in one; other compositions
+        are called one by one. What runs, runs in the order of the calls, and a key that stands there twice runs once.
+        What a call raises stands in its place, and the others go on. Raises TypeError for a call that is neither.
+        """
         ...
 
     def key_for(self, *args: P.args, **kwargs: P.kwargs) -> str:
@@ -77,6 +86,8 @@ class AsyncIdempotent(Protocol[P, R]):
 
     def outcome(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Outcome[R]]: ...
 
+    def many(self, calls: Iterable[Given]) -> Coroutine[Any, Any, list[Outcome[R] | Exception]]: ...
+
     def key_for(self, *args: P.args, **kwargs: P.kwargs) -> str: ...
 
     def lookup(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, Record | None]: ...
@@ -103,6 +114,7 @@ def wrap(operation: Operation, bound: tuple[Any, ...] = ()) -> Any:
         extended.__self__ = bound[0]
         extended.__signature__ = _without_first(operation)
     extended.outcome = asked(operation.outcome)
+    extended.many = asked(lambda args, _: operation.many(args[len(bound)], bound))
     extended.lookup = asked(operation.lookup)
     extended.forget = asked(operation.forget)
     extended.key_for = lambda *args, **kwargs: operation.call((*bound, *args), kwargs).key

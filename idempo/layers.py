@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from idempo.contracts import Inner, KeySpec, Ledger, Site, Strategy, Terms
+from idempo.contracts import BatchingLedger, Inner, KeySpec, Ledger, Site, Strategy, Terms
 from idempo.errors import CompositionError
 from idempo.fingerprints import with_key
 from idempo.guarantees import Part, Role
@@ -67,6 +67,12 @@ class Leased:
         if self.part.role == "own key":
             mine = good_for(call, mine)
         return (yield from once(self.ledger, mine, self.terms, lambda _: inner(call)))
+
+    @property
+    def batching(self) -> BatchingLedger | None:
+        """The ledger, if it keeps the record under the decorator's key and can be asked about many calls at once."""
+        alone = self.part.role == "record" and self.rekey is None
+        return cast(BatchingLedger, self.ledger) if alone and hasattr(self.ledger, "claim_many") else None
 
     def lookup(self, call: Call) -> Steps[Record | None]:
         return (yield from self.ledger.lookup(self._digest(call)))

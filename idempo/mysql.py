@@ -7,23 +7,50 @@ then the business transaction locks that row, and only that row.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, TextClause
 
-from idempo.dialects import ALL, Dialect
+from idempo.dialects import ALL, TIMES, WRITTEN, Dialect
 from idempo.failures import codes
-from idempo.records import Answer, Call, InProgress
+from idempo.records import Answer, Call, InProgress, Payload
 from idempo.roundtrip import prefixed, together
-from idempo.sending import Answered
+from idempo.sending import Answered, rows_by_the_driver
+from idempo.sql import completion, identity, row_of
 
 __all__ = ["MariaDB", "MySQL"]
 
 _LOCK_WAIT_TIMEOUT = 1205
 _NOWAIT_FAILED = 3572
+
+
+# Many keys are handed over as one JSON text (MySQL manual, "JSON Table Functions"), what is binary as hexadecimal.
+_CLAIM_MANY = (
+    f"INSERT INTO {{table}} ({WRITTEN}, {TIMES}) SELECT UNHEX(a.digest), a.operation, a.scope, a.business_key, "
+    "'running', UNHEX(a.owner), {clock}, 1, UNHEX(a.fingerprint), {clock}, {clock} + :lease, {clock}, NULL, "
+    "{clock} + :keep, NULL FROM JSON_TABLE(:listed, '$[*]' COLUMNS (digest CHAR(64) PATH '$[0]', "
+    "operation VARCHAR(255) PATH '$[1]', scope VARCHAR(255) PATH '$[2]', business_key VARCHAR(255) PATH '$[3]', "
+    "owner CHAR(32) PATH '$[4]', fingerprint LONGTEXT PATH '$[5]')) AS a "
+    "ORDER BY a.digest ON DUPLICATE KEY UPDATE attempt = {table}.attempt"
+)
+_READ_MANY = (
+    f"SELECT {{clock}}, {ALL} FROM JSON_TABLE(:listed, '$[*]' COLUMNS (digest CHAR(64) PATH '$[0]')) AS a "
+    "STRAIGHT_JOIN {table} AS r ON r.digest = UNHEX(a.digest)"
+)
+_FIRSTS = (
+    "JSON_TABLE(:listed, '$[*]' COLUMNS (digest CHAR(64) PATH '$[0]', owner CHAR(32) PATH '$[1]', "
+    "state VARCHAR(16) PATH '$[2]', result LONGTEXT PATH '$[3]')) AS c "
+    "STRAIGHT_JOIN {table} AS r ON r.digest = UNHEX(c.digest) AND r.owner = UNHEX(c.owner)"
+)
+_COMPLETE_MANY = (
+    f"UPDATE {_FIRSTS} SET r.state = c.state, r.result = UNHEX(c.result), r.completed_at = {{clock}}, "
+    "r.keep_until = {clock} + :keep WHERE r.state IN ('running', c.state)"
+)
+_COMPLETED = f"SELECT r.digest FROM {_FIRSTS} WHERE r.state = c.state"
 
 
 class MySQL(Dialect):
@@ -32,6 +59,28 @@ class MySQL(Dialect):
     # UTC, so that no daylight saving time makes an hour happen twice.
     clock = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6))"
     placeholder = True
+
+    def claim_many(self, connection: Connection, calls: Sequence[Call]) -> list[Answer | None]:
+        described = [identity(call) for call in calls]
+        names = ("digest", "operation", "scope", "business_key", "owner", "fingerprint")
+        listed = _listed([[one[name] for name in names] for one in described])
+        values = {"listed": listed, "lease": described[0]["lease"], "keep": described[0]["keep"]}
+        self.change(connection, _CLAIM_MANY, values)
+        found = rows_by_the_driver(connection, self.statement(_READ_MANY), {"listed": listed})
+        rows = {bytes(one[1]): row_of(one) for one in found}
+        return [rows[call.digest].answer(call, None) if call.digest in rows else None for call in calls]
+
+    def complete_many(self, connection: Connection, firsts: Sequence[tuple[Call, Payload]]) -> list[bool]:
+        described = [completion(call, payload) for call, payload in firsts]
+        listed = _listed(
+            [[one[name] for name in ("digest", "owner", "state", "result")] for one in described]
+        )
+        self.change(connection, _COMPLETE_MANY, {"listed": listed, "keep": described[0]["keep"]})
+        kept = {
+            bytes(one[0])
+            for one in rows_by_the_driver(connection, self.statement(_COMPLETED), {"listed": listed})
+        }
+        return [call.digest in kept for call, _ in firsts]
 
     def lock_and_claim(self, connection: Connection, call: Call, over: int | None, wait: float) -> Answer:
         sql = (
@@ -84,3 +133,7 @@ class MariaDB(MySQL):
     ) -> Answered:
         bound = f"SET STATEMENT innodb_lock_wait_timeout = {math.ceil(wait)} FOR "
         return together(connection, [(prefixed(bound, statement), values)])[0]
+
+
+def _listed(rows: Sequence[Sequence[Any]]) -> str:
+    return json.dumps([[one.hex() if isinstance(one, bytes) else one for one in row] for row in rows])

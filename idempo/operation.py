@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias, assert_never
 
 from idempo.asking import ask
+from idempo.batches import batched, each
 from idempo.binding import Binder
 from idempo.contracts import Colour, Inner, Layer, Terms
 from idempo.errors import IdempoError, InProgressError
 from idempo.guarantees import Explanation, Orphans, explain
 from idempo.keys import BusinessKey, digest
+from idempo.layers import Leased
 from idempo.records import Call, Done, Outcome, Record, replace
 from idempo.running import refuse_reentrance, running
 from idempo.steps import Steps
@@ -22,6 +24,8 @@ from idempo.verdicts import first_error, first_value, value_of
 __all__ = ["CarriedError", "Keying", "Operation", "function_steps"]
 
 Arguments = Mapping[str, Any]
+Given: TypeAlias = tuple[Any, ...] | Mapping[str, Any]
+"""One call of many: its arguments in their order, or by name."""
 
 
 class CarriedError(Exception):
@@ -81,6 +85,8 @@ class Operation:
     terms: Terms
     layers: tuple[Layer, ...]
     inner: Inner
+    innermost: Inner
+    """The function, behind no strategy."""
     injects: frozenset[str]
     binder: Binder
 
@@ -113,6 +119,30 @@ class Operation:
     def outcome(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Steps[Outcome[Any]]:
         call, done = yield from self.done(args, kwargs)
         return Outcome(done.value, done.replayed, call.key, done.attempt)
+
+    def many(
+        self, given: Iterable[Given], bound: tuple[Any, ...] = ()
+    ) -> Steps[list[Outcome[Any] | Exception]]:
+        """Answer many calls; what one of them raises stands in its place."""
+        asked = [_arguments(one, bound) for one in given]
+        answers: dict[int, Outcome[Any] | Exception] = {}
+        calls: dict[int, Call] = {}
+        for index, (args, kwargs) in enumerate(asked):
+            try:
+                call = self.call(args, kwargs)
+                refuse_reentrance(call)
+                calls[index] = call
+            except Exception as error:
+                answers[index] = error
+        batching = (
+            self.layers[0].batching if len(self.layers) == 1 and isinstance(self.layers[0], Leased) else None
+        )
+        if batching is None:
+            came = yield from each(self.inner, list(calls.values()))
+        else:
+            came = yield from batched(batching, list(calls.values()), self.terms, self.innermost)
+        answers |= {index: _answer(call, one) for (index, call), one in zip(calls.items(), came, strict=True)}
+        return [answers[index] for index in range(len(asked))]
 
     def lookup(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Steps[Record | None]:
         call = self.call(args, kwargs)
@@ -147,6 +177,33 @@ class Operation:
         on_orphan = self.terms.on_orphan
         orphans: Orphans = "probe" if callable(on_orphan) else on_orphan
         return explain(self.name, [layer.part for layer in self.layers], orphans)
+
+
+def _arguments(one: Any, bound: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    match one:
+        case tuple():
+            return (*bound, *one), {}
+        case Mapping():
+            return bound, dict(one)
+        case _:
+            raise TypeError(
+                f"many() takes each call as a tuple of its arguments, or a dict of them by name, not as "
+                f"{type(one).__name__}: write ({one!r:.50},)"
+            )
+
+
+def _answer(call: Call, came: Done | Exception) -> Outcome[Any] | Exception:
+    match came:
+        case CarriedError():
+            return came.error
+        case Exception():
+            return came
+        case Done(error=Exception() as error):
+            return error
+        case Done():
+            return Outcome(came.value, came.replayed, call.key, came.attempt)
+        case _:
+            assert_never(came)
 
 
 def function_steps(function: Callable[..., Any], binder: Binder, terms: Terms) -> Inner:

@@ -6,7 +6,7 @@ Sources: PostgreSQL manual, "INSERT" (ON CONFLICT), "WITH Queries", and "Client 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, TextClause
@@ -15,7 +15,7 @@ from idempo.dialects import ALL, COMPLETE, FREE, RACES, TIMES, WRITTEN, Dialect,
 from idempo.failures import codes
 from idempo.records import Answer, Call, InProgress, Issued, NotIssued, Payload
 from idempo.roundtrip import Statement, can_send_together, together
-from idempo.sending import Answered
+from idempo.sending import Answered, rows_by_the_driver
 from idempo.sql import Row, completion, identity, row_of
 
 __all__ = ["PostgreSQL"]
@@ -28,6 +28,37 @@ _BOUND = (
     "set_config('lock_timeout', :wait, true)"
 )
 _UNBOUND = "SELECT set_config('lock_timeout', current_setting('idempo.lock_timeout'), true)"
+
+
+# The claim of a row that is there, if it is free to claim at this moment.
+TAKEN_OVER = (
+    "ON CONFLICT (digest) DO UPDATE SET operation = excluded.operation, scope = excluded.scope, "
+    "business_key = excluded.business_key, state = 'running', owner = excluded.owner, "
+    "fence = greatest(r.fence + 1, excluded.fence), "
+    "attempt = CASE WHEN r.keep_until <= excluded.created_at OR r.state IN ('completed', 'failed') "
+    "THEN 1 ELSE r.attempt + 1 END, "
+    "fingerprint = excluded.fingerprint, leased_at = excluded.leased_at, lease_until = excluded.lease_until, "
+    "created_at = excluded.created_at, completed_at = NULL, keep_until = excluded.keep_until, result = NULL "
+    f"WHERE {FREE.replace('{now}', 'excluded.created_at')} RETURNING {ALL}"
+)
+# The same claim for many keys. In the order of their digests: two batches that wait for each other would deadlock.
+_CLAIM_MANY = (
+    "WITH now AS MATERIALIZED (SELECT {clock} AS us), "
+    "asked AS MATERIALIZED (SELECT * FROM unnest(:digests, :operations, :scopes, :keys, :owners, :fingerprints) "
+    "AS a (digest, operation, scope, business_key, owner, fingerprint)), "
+    f"known AS MATERIALIZED (SELECT {ALL} FROM asked AS a JOIN {{table}} AS r ON r.digest = a.digest, now "
+    f"WHERE NOT {FREE.replace('{now}', 'now.us')}), "
+    f"claimed AS (INSERT INTO {{table}} AS r ({WRITTEN}, {TIMES}) "
+    "SELECT a.digest, a.operation, a.scope, a.business_key, 'running', a.owner, now.us, 1, a.fingerprint, "
+    "now.us, now.us + :lease, now.us, NULL, now.us + :keep, NULL FROM asked AS a, now "
+    f"WHERE NOT EXISTS (SELECT 1 FROM known WHERE known.digest = a.digest) ORDER BY a.digest {TAKEN_OVER}) "
+    f"SELECT now.us, {ALL} FROM now, (SELECT * FROM known UNION ALL SELECT * FROM claimed) AS r"
+)
+_COMPLETE_MANY = (
+    "UPDATE {table} AS r SET state = c.state, result = c.result, completed_at = {clock}, keep_until = {clock} + :keep "
+    "FROM unnest(:digests, :owners, :states, :results) AS c (digest, owner, state, result) "
+    "WHERE r.digest = c.digest AND r.owner = c.owner AND r.state IN ('running', c.state) RETURNING r.digest"
+)
 
 
 class PostgreSQL(Dialect):
@@ -53,14 +84,7 @@ class PostgreSQL(Dialect):
         "now.us, now.us + :lease, now.us, NULL, now.us + :keep, NULL FROM now WHERE NOT EXISTS (SELECT 1 FROM known) "
         "AND (NOT :issued OR EXISTS "
         "(SELECT 1 FROM {table} AS r WHERE r.digest = :digest AND r.keep_until > now.us)) "
-        "ON CONFLICT (digest) DO UPDATE SET operation = excluded.operation, scope = excluded.scope, "
-        "business_key = excluded.business_key, state = 'running', owner = excluded.owner, "
-        "fence = greatest(r.fence + 1, excluded.fence), "
-        "attempt = CASE WHEN r.keep_until <= excluded.created_at OR r.state IN ('completed', 'failed') "
-        "THEN 1 ELSE r.attempt + 1 END, "
-        "fingerprint = excluded.fingerprint, leased_at = excluded.leased_at, lease_until = excluded.lease_until, "
-        "created_at = excluded.created_at, completed_at = NULL, keep_until = excluded.keep_until, result = NULL "
-        f"WHERE {FREE.replace('{now}', 'excluded.created_at')} RETURNING {ALL}) "
+        f"{TAKEN_OVER}) "
         f"SELECT now.us, {ALL}{{restore}} FROM now LEFT JOIN "
         "(SELECT * FROM known UNION ALL SELECT * FROM claimed) AS r ON true"
     )
@@ -81,6 +105,29 @@ class PostgreSQL(Dialect):
             if (answer := self._answer(connection, row, call, over)) is not None:
                 return self.bounded_lease(connection, call, row, answer)
         return InProgress(b"", 0.0)
+
+    def claim_many(self, connection: Connection, calls: Sequence[Call]) -> list[Answer | None]:
+        described = [identity(call) for call in calls]
+        values = {
+            f"{name}s": [one[name] for one in described] for name in ("digest", "operation", "scope", "owner")
+        }
+        values |= {"keys": [one["business_key"] for one in described]}
+        values |= {"fingerprints": [one["fingerprint"] for one in described]}
+        values |= {name: described[0][name] for name in ("lease", "keep")} | {"over": -1, "above": -1}
+        found = rows_by_the_driver(connection, self.statement(_CLAIM_MANY), values)
+        rows = {bytes(one[1]): row_of(one) for one in found}
+        return [rows[call.digest].answer(call, None) if call.digest in rows else None for call in calls]
+
+    def complete_many(self, connection: Connection, firsts: Sequence[tuple[Call, Payload]]) -> list[bool]:
+        described = [completion(call, payload) for call, payload in firsts]
+        values = {
+            f"{name}s": [one[name] for one in described] for name in ("digest", "owner", "state", "result")
+        }
+        values |= {"keep": described[0]["keep"]}
+        kept = {
+            bytes(one[0]) for one in rows_by_the_driver(connection, self.statement(_COMPLETE_MANY), values)
+        }
+        return [call.digest in kept for call, _ in firsts]
 
     def claim_joined(
         self, connection: Connection, call: Call, over: int | None, wait: float, savepoint: str

@@ -45,7 +45,7 @@ from idempo.waiting import Patience
 
 T = TypeVar("T")
 
-__all__ = ["compose", "once", "tier"]
+__all__ = ["compose", "once", "renewal", "run_first", "tier", "winner"]
 
 
 def compose(layers: Sequence[Layer], function: Inner) -> Inner:
@@ -104,11 +104,11 @@ def _claim(ledger: Ledger, call: Call, terms: Terms, over: int | None) -> Steps[
 
 def _first_run(ledger: Ledger, call: Call, terms: Terms, inner: Inner, *, orphan: bool) -> Steps[Done]:
     """The claim is ours: run the function under a lease that is kept alive, then record what came of it."""
-    beat = yield KeepAlive(ledger, call.lease / 3, lambda: _renew(ledger, call, terms))
+    beat = yield KeepAlive(ledger, call.lease / 3, lambda: renewal(ledger, call, terms))
     try:
         done = (yield from _probe(ledger, call, terms)) if orphan else None
         if done is None:
-            done = yield from _run(ledger, call, terms, inner)
+            done = yield from run_first(ledger, call, terms, inner)
         yield from _record(ledger, call, terms, done)
     finally:
         beat.stop()
@@ -116,7 +116,8 @@ def _first_run(ledger: Ledger, call: Call, terms: Terms, inner: Inner, *, orphan
     return done
 
 
-def _run(ledger: Ledger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
+def run_first(ledger: Ledger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
+    """Run the function. A failure frees the key; what leaves the outcome open makes its claim an orphan."""
     try:
         return (yield from inner(call))
     except terms.unknown_errors as error:
@@ -139,7 +140,7 @@ def _record(ledger: Ledger, call: Call, terms: Terms, done: Done) -> Steps[None]
         return
     kept = yield Repeated(lambda: _complete(ledger, call, terms, done))
     if not kept:
-        raise lost(call, terms, done.value, (yield from _winner(ledger, call, terms)))
+        raise lost(call, terms, done.value, (yield from winner(ledger, call, terms)))
 
 
 def _record_outside(ledger: Ledger, call: Call, terms: Terms, done: Done) -> Steps[None]:
@@ -172,7 +173,7 @@ def _complete(ledger: Ledger, call: Call, terms: Terms, done: Done) -> Steps[boo
         yield Pause(seconds)
 
 
-def _renew(ledger: Ledger, call: Call, terms: Terms) -> Steps[bool]:
+def renewal(ledger: Ledger, call: Call, terms: Terms) -> Steps[bool]:
     """One heartbeat. A ledger that does not answer is asked again at the next one."""
     try:
         alive = yield from ledger.renew(call, call.lease)
@@ -194,7 +195,7 @@ def _probe(ledger: Ledger, call: Call, terms: Terms) -> Steps[Done | None]:
         raise
 
 
-def _winner(ledger: Ledger, call: Call, terms: Terms) -> Steps[Any]:
+def winner(ledger: Ledger, call: Call, terms: Terms) -> Steps[Any]:
     """The first result as the ledger has it, for an owner that lost its lease; MISSING if there is none to give."""
     record = yield from attempt(ledger.lookup(call.digest), call, terms)
     if record is None or record.payload is None:

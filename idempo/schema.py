@@ -25,18 +25,18 @@ def dialect_of(connection: Connection, records: Records, send: Send = by_sqlalch
     """Return what idempo does on the database of `connection`, and how it sends it."""
     dialect = connection.dialect
     table = dialect.identifier_preparer.quote(records.name)
-    return _dialect(dialect.name, bool(getattr(dialect, "is_mariadb", False)), records, table, send)
+    return _dialect(dialect.name, bool(getattr(dialect, "is_mariadb", False)), table, send)
 
 
 @functools.cache
-def _dialect(name: str, mariadb: bool, records: Records, table: str, send: Send) -> Dialect:
+def _dialect(name: str, mariadb: bool, table: str, send: Send) -> Dialect:
     match name:
         case "postgresql":
-            return PostgreSQL(records, table, send)
+            return PostgreSQL(table, send)
         case "mysql" | "mariadb":
-            return MariaDB(records, table, send) if mariadb else MySQL(records, table, send)
+            return MariaDB(table, send) if mariadb else MySQL(table, send)
         case "sqlite":
-            return SQLite(records, table, send)
+            return SQLite(table, send)
         case _:
             raise ConfigurationError(f"idempo knows PostgreSQL, MariaDB, MySQL and SQLite, but not {name}")
 

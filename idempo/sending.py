@@ -8,16 +8,18 @@ that for each execution, events and results of many kinds, costs as much as a ro
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, TextClause
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError
 
-__all__ = ["Answered", "Send", "by_sqlalchemy", "by_the_driver"]
+T = TypeVar("T")
+
+__all__ = ["Answered", "Send", "by_sqlalchemy", "by_the_driver", "rows_by_the_driver"]
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -42,12 +44,29 @@ def by_the_driver(connection: Connection, statement: TextClause, values: Mapping
     Raises SQLAlchemy's own errors, without the values in them. A connection that is lost, or whose conversation was
     interrupted, is not used again.
     """
+    return _executed(connection, statement, values, _first)
+
+
+def rows_by_the_driver(
+    connection: Connection, statement: TextClause, values: Mapping[str, Any]
+) -> Sequence[Any]:
+    """The same, for a statement that returns many rows."""
+    return _executed(connection, statement, values, lambda cursor: cursor.fetchall())
+
+
+def _first(cursor: Any) -> Answered:
+    return Answered(cursor.fetchone() if cursor.description else None, cursor.rowcount)
+
+
+def _executed(
+    connection: Connection, statement: TextClause, values: Mapping[str, Any], taken: Callable[[Any], T]
+) -> T:
     sql, positions = _compiled(statement, connection.dialect)
     given = values if positions is None else tuple([values[name] for name in positions])
     try:
         cursor = connection.connection.cursor()
         cursor.execute(sql, given)
-        answered = Answered(cursor.fetchone() if cursor.description else None, cursor.rowcount)
+        answered = taken(cursor)
         cursor.close()
     except BaseException as error:
         _tell(connection, sql, error)

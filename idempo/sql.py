@@ -7,10 +7,12 @@ How the databases differ is in `dialects`.
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import msgspec
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     Column,
@@ -20,6 +22,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     TextClause,
     bindparam,
     text,
@@ -86,6 +89,15 @@ _TYPES: dict[str, Any] = {
     "attempt": Integer,
     "batch": Integer,
     "wait": String,
+    "digests": partial(ARRAY, LargeBinary),
+    "owners": partial(ARRAY, LargeBinary),
+    "fingerprints": partial(ARRAY, LargeBinary),
+    "results": partial(ARRAY, LargeBinary),
+    "operations": partial(ARRAY, String),
+    "scopes": partial(ARRAY, String),
+    "keys": partial(ARRAY, String),
+    "states": partial(ARRAY, String),
+    "listed": Text,
 }
 
 

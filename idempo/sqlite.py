@@ -7,16 +7,17 @@ timeout (SQLite, "Result and Error Codes", SQLITE_BUSY_SNAPSHOT). So ours begin 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, TextClause
+from sqlalchemy import Connection, TextClause, text
 
 from idempo.dialects import Dialect
 from idempo.failures import codes
+from idempo.records import Answer, Call, Payload
 from idempo.roundtrip import together
-from idempo.sending import Answered
+from idempo.sending import Answered, by_the_driver
 
 __all__ = ["SQLite"]
 
@@ -40,6 +41,14 @@ class SQLite(Dialect):
             if not connection.invalidated:
                 connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(before)}")
 
+    def claim_many(self, connection: Connection, calls: Sequence[Call]) -> list[Answer]:
+        with _one_transaction(connection):
+            return [self.claim(connection, call, None) for call in calls]
+
+    def complete_many(self, connection: Connection, firsts: Sequence[tuple[Call, Payload]]) -> list[bool]:
+        with _one_transaction(connection):
+            return [self.complete(connection, call, payload) for call, payload in firsts]
+
     def execute_bounded(
         self, connection: Connection, statement: TextClause, values: dict[str, Any], wait: float
     ) -> Answered:
@@ -55,3 +64,19 @@ class SQLite(Dialect):
     def is_busy(self, error: BaseException) -> bool:
         number = codes(error)[1]
         return number & 0xFF == _BUSY and number != _BUSY_SNAPSHOT
+
+
+@contextmanager
+def _one_transaction(connection: Connection) -> Iterator[None]:
+    """One transaction, and so one wait for the disk, on a connection that is in autocommit mode."""
+    by_the_driver(connection, _BEGIN, {})
+    try:
+        yield
+    except BaseException:
+        if not connection.invalidated:
+            by_the_driver(connection, _ROLLBACK, {})
+        raise
+    by_the_driver(connection, _COMMIT, {})
+
+
+_BEGIN, _COMMIT, _ROLLBACK = text("BEGIN IMMEDIATE"), text("COMMIT"), text("ROLLBACK")

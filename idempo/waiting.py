@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -35,6 +35,10 @@ class WaitPolicy:
     """Seconds after which it gives up at the latest."""
     at_once: float
     """Seconds that a database may wait by itself before `stop` is asked again."""
+
+    def within(self, seconds: float) -> WaitPolicy:
+        """Return the same policy for somebody who has only so much time left."""
+        return replace(self, limit=min(self.limit, seconds), at_once=min(self.at_once, seconds))
 
 
 def wait_policy(wait: Wait) -> WaitPolicy:

@@ -16,14 +16,14 @@ FLOORS = [
     "errors steps records keys canonical specs fingerprints codec annotations leaves shapes tagged events running",
     "waiting leases guarantees contracts verdicts asking protocol joining layers composing flows versions versioned",
     "failures sql sending dialects postgresql mysql sqlite schema roundtrip urls connections objects units "
-    "transactions carriers scripts columns rows loaded guarding clients autocommit",
-    "terms binding operation functions assembly decorator embedded "
+    "transactions carriers scripts evaluating columns rows loaded guarding clients autocommit",
+    "terms binding batches operation functions assembly decorator embedded "
     "strategies strategies.memory strategies.unique_insert strategies.redis_cache strategies.local_cache "
     "strategies.state_guard strategies.version_check strategies.select_for_update strategies.read_only "
     "strategies.one_time_token strategies.monotonic_version",
-    "testing testing.tools testing.promises testing.ledgers testing.issuing testing.clocks testing.stepping "
-    "testing.schedules testing.crashes testing.tapping testing.layers testing.watching testing.answers testing.rounds "
-    "testing.assertions testing.plugin inspection "
+    "testing testing.tools testing.promises testing.ledgers testing.issuing testing.batching testing.clocks "
+    "testing.stepping testing.schedules testing.crashes testing.tapping testing.layers testing.watching "
+    "testing.answers testing.rounds testing.assertions testing.plugin inspection "
     "doctor doctor.findings doctor.looking doctor.retries doctor.clocks doctor.redis_checks doctor.redis_settings "
     "doctor.redis_rights doctor.redis_replicas doctor.sql_checks doctor.table_checks doctor.postgresql_checks "
     "doctor.poolers doctor.mysql_checks doctor.mysql_settings doctor.sqlite_checks",
@@ -49,11 +49,14 @@ ONLY_IN = {
         "commands",
     },
     "redis": {
-        *("strategies.redis_cache", "clients", "inspection", "cli", "commands"),
+        *("strategies.redis_cache", "evaluating", "clients", "inspection", "cli", "commands"),
         *("doctor.redis_checks", "doctor.redis_settings", "doctor.redis_rights", "doctor.redis_replicas"),
     },
     "tenacity": {"waiting"},
-    "pytest": {"testing", "testing.promises", "testing.ledgers", "testing.issuing", "testing.plugin"},
+    "pytest": {
+        *("testing", "testing.promises", "testing.ledgers", "testing.issuing", "testing.batching"),
+        "testing.plugin",
+    },
     "msgspec": {
         *(
             "records",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -116,6 +116,18 @@ class Memory:
                     row, payload=payload, completed_at=now, keep_until=keep_until
                 )
             return True
+
+    def claim_many(self, calls: Sequence[Call]) -> Steps[list[Answer]]:
+        answers = []
+        for call in calls:
+            answers.append((yield from self.claim(call, None)))
+        return answers
+
+    def complete_many(self, firsts: Sequence[tuple[Call, Payload]]) -> Steps[list[bool]]:
+        kept = []
+        for call, payload in firsts:
+            kept.append((yield from self.complete(call, payload)))
+        return kept
 
     def release(self, call: Call) -> Steps[bool]:
         yield from ()  # nothing to wait for

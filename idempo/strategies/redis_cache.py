@@ -7,14 +7,13 @@ finds its own owner in the record and answers as before.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import redis.exceptions
-from redis.exceptions import NoScriptError
-
 from idempo.clients import Clients
 from idempo.contracts import Colour, KeySpec, Layer, Site
+from idempo.evaluating import evaluate, evaluate_many, sent
 from idempo.layers import Leased
 from idempo.records import (
     Above,
@@ -30,14 +29,10 @@ from idempo.records import (
     Payload,
     Record,
 )
-from idempo.scripts import CLAIM, COMPLETE, FILL, FORGET, ISSUE, LOOKUP, RELEASE, RENEW, REVOKE, SHA
-from idempo.steps import Pause, Steps
-from idempo.waiting import Patience, completion_policy
+from idempo.scripts import CLAIM, COMPLETE, FILL, FORGET, ISSUE, LOOKUP, RELEASE, RENEW, REVOKE
+from idempo.steps import Steps
 
 __all__ = ["RedisCache"]
-
-_ALL_IN_USE: type[Exception] | tuple[()] = getattr(redis.exceptions, "MaxConnectionsError", ())
-_POOL_SECONDS = 20.0
 
 
 class RedisCache:
@@ -90,35 +85,18 @@ class RedisLedger:
         return self.clients
 
     def claim(self, call: Call, over: int | None) -> Steps[Answer]:
-        answer = yield from self._script(
-            CLAIM,
-            call.digest,
-            call.owner,
-            call.fingerprint,
-            _us(call.lease),
-            _ms(max(call.keep, call.lease)),
-            -1 if over is None else over,
-            *_readable(call),
-            call.demand.fence if isinstance(call.demand, Above) else -1,
-            int(isinstance(call.demand, Issued)),
-        )
-        match _text(answer[0]):
-            case "not issued":
-                return NotIssued()
-            case "claimed":
-                return Claimed(fence=int(answer[1]), attempt=int(answer[2]))
-            case "running":
-                return InProgress(answer[1], int(answer[2]) / 1_000_000)
-            case "orphan":
-                return Orphan(answer[1], int(answer[2]))
-            case state:
-                _, owner, fence, attempt, fingerprint, keep_left, result = answer
-                payload = Payload("failed" if state == "failed" else "completed", result)
-                return Completed(payload, fingerprint, int(fence), int(attempt), int(keep_left) / 1000, owner)
+        return _answer((yield from self._script(CLAIM, call.digest, *_claiming(call, over))))
+
+    def claim_many(self, calls: Sequence[Call]) -> Steps[list[Answer]]:
+        asked = [(CLAIM, call.digest, *_claiming(call, None)) for call in calls]
+        return [_answer(answer) for answer in (yield from self._scripts(asked))]
 
     def complete(self, call: Call, payload: Payload) -> Steps[bool]:
-        done = yield from self._script(COMPLETE, call.digest, call.owner, *_stored(payload), _ms(call.keep))
-        return bool(done)
+        return bool((yield from self._script(COMPLETE, call.digest, *_completing(call, payload))))
+
+    def complete_many(self, firsts: Sequence[tuple[Call, Payload]]) -> Steps[list[bool]]:
+        asked = [(COMPLETE, call.digest, *_completing(call, payload)) for call, payload in firsts]
+        return [bool(done) for done in (yield from self._scripts(asked))]
 
     def release(self, call: Call) -> Steps[bool]:
         free = "issued" if isinstance(call.demand, Issued) else "released"
@@ -178,27 +156,56 @@ class RedisLedger:
         )
 
     def _script(self, script: str, digest: bytes, *arguments: Any) -> Steps[Any]:
-        """One request; a client whose connections are all in use is asked again for a while."""
+        """One request."""
+        client = yield from self._client()
+        return (yield from sent(lambda: evaluate(client, script, self._name(digest), *arguments)))
+
+    def _scripts(self, asked: Sequence[tuple[Any, ...]]) -> Steps[list[Any]]:
+        """One request for many keys; on a Cluster one for each."""
+        client = yield from self._client()
+        named = [(script, self._name(digest), *arguments) for script, digest, *arguments in asked]
+        return (yield from sent(lambda: evaluate_many(client, named)))
+
+    def _client(self) -> Steps[Any]:
         client = self.clients.client(self.colour)
         yield from self.clients.ready(client)
-        name = self.prefix + digest.hex().encode()
-        patience = Patience(completion_policy(_POOL_SECONDS))
-        while True:
-            try:
-                return (yield from _evaluate(client, script, name, *arguments))
-            except _ALL_IN_USE:
-                seconds = patience.next_pause(_POOL_SECONDS)
-                if seconds is None:
-                    raise
-            yield Pause(seconds)
+        return client
+
+    def _name(self, digest: bytes) -> bytes:
+        return self.prefix + digest.hex().encode()
 
 
-def _evaluate(client: Any, script: str, *arguments: Any) -> Steps[Any]:
-    # Results are bytes, whatever decode_responses says of the user's client.
-    try:
-        return (yield client.execute_command("EVALSHA", SHA[script], 1, *arguments, NEVER_DECODE=True))
-    except NoScriptError:
-        return (yield client.execute_command("EVAL", script, 1, *arguments, NEVER_DECODE=True))
+def _claiming(call: Call, over: int | None) -> tuple[Any, ...]:
+    return (
+        call.owner,
+        call.fingerprint,
+        _us(call.lease),
+        _ms(max(call.keep, call.lease)),
+        -1 if over is None else over,
+        *_readable(call),
+        call.demand.fence if isinstance(call.demand, Above) else -1,
+        int(isinstance(call.demand, Issued)),
+    )
+
+
+def _completing(call: Call, payload: Payload) -> tuple[Any, ...]:
+    return call.owner, *_stored(payload), _ms(call.keep)
+
+
+def _answer(answer: Any) -> Answer:
+    match _text(answer[0]):
+        case "not issued":
+            return NotIssued()
+        case "claimed":
+            return Claimed(fence=int(answer[1]), attempt=int(answer[2]))
+        case "running":
+            return InProgress(answer[1], int(answer[2]) / 1_000_000)
+        case "orphan":
+            return Orphan(answer[1], int(answer[2]))
+        case state:
+            _, owner, fence, attempt, fingerprint, keep_left, result = answer
+            payload = Payload("failed" if state == "failed" else "completed", result)
+            return Completed(payload, fingerprint, int(fence), int(attempt), int(keep_left) / 1000, owner)
 
 
 def _stored(payload: Payload) -> tuple[str, bytes, str]:

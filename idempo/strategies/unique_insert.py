@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -140,6 +140,12 @@ class SqlLedger:
 
     def complete(self, call: Call, payload: Payload) -> Steps[bool]:
         return (yield from self._do(lambda at, connection: at.complete(connection, call, payload)))
+
+    def claim_many(self, calls: Sequence[Call]) -> Steps[Sequence[Answer | None]]:
+        return (yield from self._do(lambda at, connection: at.claim_many(connection, calls)))
+
+    def complete_many(self, firsts: Sequence[tuple[Call, Payload]]) -> Steps[Sequence[bool]]:
+        return (yield from self._do(lambda at, connection: at.complete_many(connection, firsts)))
 
     def release(self, call: Call) -> Steps[bool]:
         return (yield from self._do(lambda at, connection: at.release(connection, call)))

@@ -15,6 +15,7 @@ Nothing is decided by timing: what a test waits for, it asks the ledger for.
 from __future__ import annotations
 
 from idempo.testing.assertions import assert_runs_once
+from idempo.testing.batching import BatchingContract
 from idempo.testing.clocks import Clock
 from idempo.testing.crashes import Crashed, CrashingLedger, LostError
 from idempo.testing.issuing import IssuingContract
@@ -27,6 +28,7 @@ from idempo.testing.tools import Effects, Gate, drive, driven, ledger_of, new_ca
 __all__ = [
     "FAULTS",
     "LEASE",
+    "BatchingContract",
     "Blocked",
     "Caller",
     "Clock",

@@ -83,8 +83,9 @@ class Watched:
             if operation.colour == "async"
             else self._blocking(operation.function)
         )
-        inner = compose(layers, function_steps(body, operation.binder, operation.terms))
-        self.operation = replace(operation, layers=layers, inner=inner)
+        innermost = function_steps(body, operation.binder, operation.terms)
+        inner = compose(layers, innermost)
+        self.operation = replace(operation, layers=layers, inner=inner, innermost=innermost)
         self._bound = (f.__self__,) if hasattr(f, "__self__") else ()
         self.f = wrap(self.operation, self._bound)
 
