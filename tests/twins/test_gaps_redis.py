@@ -1,6 +1,7 @@
 """The Redis ledger: rules that no test held until a mutant went unnoticed (docs/explanation/mutation.md)."""
 
 import secrets
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,6 @@ from idempo import RedisCache
 from idempo.contracts import Colour
 from idempo.records import Claimed
 from idempo.steps import Pause, Steps, run
-from idempo.strategies import redis_cache
 from idempo.testing import drive, ledger_of, new_call
 from tests.servers import Server
 
@@ -57,14 +57,16 @@ def test_a_client_whose_connections_are_all_in_use_is_asked_again_after_a_pause(
 def test_a_client_whose_connections_stay_in_use_is_given_up(
     redis_server: Server, colour: Colour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_cache, "_POOL_SECONDS", 0.0)
+    monotonic, hours = time.monotonic, list[int]()
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + 3600 * len(hours))
     client = CLIENTS[colour].from_url(redis_server.url, max_connections=1)
     pool = client.connection_pool
 
     def steps() -> Steps[Any]:
         held = yield pool.get_connection()
+        claim = ledger_of(RedisCache(client), colour).claim(new_call(), None)
         with pytest.raises(MaxConnectionsError):
-            yield from ledger_of(RedisCache(client), colour).claim(new_call(), None)
+            yield from _at_each_pause(claim, lambda: hours.append(len(hours)))
         yield pool.release(held)
         yield pool.disconnect()
 
