@@ -22,7 +22,7 @@ __all__ = ["measure"]
 
 AT_TARGET = 8
 TARGETS = {"RedisCache": 0.85, "UniqueInsert": 0.75}
-CALLS_EACH = 8
+CALLS_EACH = 3
 
 
 def measure(stores: Stores, plan: Plan) -> dict[str, list[Measured]]:
@@ -41,7 +41,9 @@ def with_workers(stores: Stores, colour: Colour, workers: int, plan: Plan) -> li
     """The rows of so many threads or tasks."""
     section = Section(stores, colour)
     fill(section, workers)
-    block = replace(plan, block=max(plan.block * 4, CALLS_EACH * workers))
+    block = replace(
+        plan, rounds=max(2, plan.rounds * 2 // 3), block=max(plan.block * 4, CALLS_EACH * workers)
+    )
     rates = (
         timed(section, workers, block)
         if colour == "sync"

@@ -1,4 +1,4 @@
-"""First run and replay of results of 100 bytes, 10 KB and 500 KB. The floor sends the same bytes, and decodes nothing."""
+"""First run and replay of results of 100 bytes, 10 KB and 500 KB. The floor sends the same bytes."""
 
 from collections.abc import Callable
 from functools import partial

@@ -18,7 +18,7 @@ from idempo import RedisCache, UniqueInsert
 __all__ = ["measure"]
 
 FLAT = 1.2
-KNOWN = 40
+KNOWN = 20
 """Keys that are replayed in turn, spread over the table."""
 
 
