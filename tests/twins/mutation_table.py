@@ -43,6 +43,12 @@ _RETRIED = (
 )
 _GUARDED = 'tests/guards/test_version_check.py -k "{} and sync and not async and expected_version"'
 _ON_MARIADB_JOINED = 'tests/contract/test_unique_insert.py -k "TestMariaDBJoined and not Async"'
+_ON_MYSQL = (
+    'tests/contract/test_mysql.py -k "(ends_the_wait or not_waited_for or is_cancelled) and not async"'
+)
+_HELD = (
+    'tests/guards/test_select_for_update.py -k "holds_is_in_progress and (mysql or mariadb) and not async"'
+)
 _TOKENS = 'tests/tokens/test_one_time_token.py -k "{} and sync and not async"'
 _VERSIONS = 'tests/versions/test_monotonic_version.py -k "{} and sync and not async"'
 
@@ -118,9 +124,16 @@ TESTS = {
         _GUARDED.format("mysql"),
     ),
     "idempo/postgresql.py": (_ON_POSTGRES, _SQL_GAPS, _JOINED_GAPS, _IN_TABLES.format("postgres"), _ENDED),
-    "idempo/mysql.py": (_ON_MARIADB_JOINED, _SQL_GAPS, _IN_TABLES.format("mariadb")),
+    "idempo/mysql.py": (_ON_MARIADB_JOINED, _SQL_GAPS, _IN_TABLES.format("mariadb"), _ON_MYSQL, _HELD),
     "idempo/sqlite.py": (_ON_FILE, _ON_FILE_JOINED, _SQL_GAPS, _JOINED_GAPS, _GUARDED.format("sqlite")),
-    "idempo/versioned.py": (_VERSIONS.format("memory"), "tests/versions -k memory"),
+    "idempo/versioned.py": (
+        _VERSIONS.format("memory"),
+        _GAPS_IN.format("versions"),
+        "tests/versions -k memory",
+        'tests/versions -k "sqlite and sync and not async"',
+        'tests/tokens/test_edges.py -k "version and (memory or sqlite)"',
+        'tests/versions/test_version_contract.py -k "TestVersionsJoinedSQLite"',
+    ),
     "idempo/strategies/one_time_token.py": (
         _TOKENS.format("memory"),
         _GAPS_IN.format("tokens"),

@@ -94,4 +94,4 @@ def test_explain_says_where_a_token_stands_alone_before_another_key(
     def place(token: str, order: str) -> str:
         return order
 
-    assert ("runs once for each token: nothing remembers '{order}'" in str(place.explain())) == told
+    assert ("runs once for each token: nothing remembers" in str(place.explain())) == told
