@@ -7,6 +7,8 @@ pinned files in requirements/, which are compiled with
         --no-annotate pyproject.toml --all-extras --group dev -o requirements/dev.txt
     uv pip compile (the same options) pyproject.toml --extra cli --group build -c requirements/dev.txt \\
         -o requirements/run.txt
+    uv pip compile (the same options) pyproject.toml --all-extras --group bench -c requirements/dev.txt \\
+        -o requirements/bench.txt
 """
 
 import argparse
@@ -176,18 +178,11 @@ def test(python: str, rest: list[str]) -> int:
 
 
 def bench(python: str, rest: list[str]) -> int:
-    if not (ROOT / "benchmarks" / "__main__.py").exists():
-        return absent("benchmarks/__main__.py")
-    return run(environment("dev", python), "-m", "benchmarks", *rest, cwd=ROOT)
+    return run(environment("bench", python), "-m", "benchmarks", *rest, cwd=ROOT)
 
 
 def docs(python: str, rest: list[str]) -> int:
     return run(environment("dev", python), "-m", "pytest", "tests/test_docs.py", *rest, cwd=ROOT)
-
-
-def absent(what: str) -> int:
-    print(f"dev.py: there is no {what} yet", file=sys.stderr)
-    return 1
 
 
 def wheel(python: str, rest: list[str]) -> int:

@@ -36,7 +36,7 @@ def measure(stores: Stores, plan: Plan) -> dict[str, list[Measured]]:
     subjects += [Subject(code, str, str, floor) for code, floor in HEAVIEST.items()]
     times: dict[str, list[list[float]]] = {subject.name: [] for subject in subjects}
     notes: dict[str, str] = {}
-    for subject in turns(subjects, Plan(rounds=max(2, plan.rounds // 4), seed=plan.seed)):
+    for subject in turns(subjects, Plan(rounds=max(1, plan.rounds // 4), seed=plan.seed)):
         taken, packages, count = imported(subject.name)
         times[subject.name].append([taken])
         notes[subject.name] = f"loads {count} modules, of {', '.join(packages) or 'the standard library'}"

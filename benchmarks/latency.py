@@ -95,8 +95,8 @@ def mariadb(section: Section) -> None:
 def leased(section: Section, url: str) -> UniqueInsert:
     """A ledger made from a URL, as in the documentation's first lines."""
     made = UniqueInsert(url if section.colour == "sync" else async_url(url))
-    closing: UniqueInsert = section.closing(made, made.close)
-    return closing
+    section.closing(made, made.close)
+    return made
 
 
 def versioned(section: Section, url: str) -> MonotonicVersion:

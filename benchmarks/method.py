@@ -109,7 +109,8 @@ class Measured:
         """What a target is compared with, and its interval: the ratio, or the median where there is no floor."""
         if self.ratio is not None and self.low is not None and self.high is not None:
             return self.ratio, self.low, self.high
-        return (self.median, *ordered(self.rounds)[1:]) if self.rounds else (self.median,) * 3
+        _, low, high = ordered(self.rounds or (self.median,))
+        return self.median, low, high
 
     @property
     def missed(self) -> bool:

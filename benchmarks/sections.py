@@ -55,7 +55,8 @@ class Section:
     def cache(self) -> RedisCache:
         """A ledger on the Redis, with a client of its own."""
         made = RedisCache(self.stores.redis)
-        return self.closing(made, made.close)
+        self.closing(made, made.close)
+        return made
 
     def closing(self, made: Any, close: Callable[[], Any]) -> Any:
         """Note what closes `made`, and return it."""

@@ -74,9 +74,13 @@ def prepared(redis: Server, postgres: Server, mariadb: Server) -> Iterator[Store
     """Databases of our own on these servers, with the tables of idempo; they are dropped at the end."""
     found = (redis, postgres, mariadb)
     with tempfile.TemporaryDirectory(prefix="idempo-bench-") as folder:
-        urls = [servers.fresh_database(server) for server in found]
+        at_redis, at_postgres, at_mariadb = map(servers.fresh_database, found)
         stores = Stores(
-            *urls, f"sqlite:///{Path(folder) / 'bench.db'}", tuple(server.summary for server in found)
+            at_redis,
+            at_postgres,
+            at_mariadb,
+            f"sqlite:///{Path(folder) / 'bench.db'}",
+            tuple(server.summary for server in found),
         )
         try:
             for url in (stores.postgres, stores.mariadb, stores.sqlite):
