@@ -3,10 +3,21 @@
 import contextvars
 import datetime as dt
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, text
+from sqlalchemy.pool import NullPool
 
-from idempo import LeaseLostError, Memory, MonotonicVersion, VersionConflictError, idempotent
+from idempo import (
+    LeaseLostError,
+    Memory,
+    MonotonicVersion,
+    UniqueInsert,
+    VersionConflictError,
+    idempotent,
+)
 from idempo.steps import Steps
 from tests.tokens import support
 from tests.tokens.support import Store, driven, on
@@ -87,3 +98,21 @@ def test_closing_a_version_closes_the_ledger_in_it() -> None:
 
     MonotonicVersion(Closing(), entity="{row}", version="{version}").close()
     assert closed == ["closed"]
+
+
+def test_a_version_that_is_committed_is_replayed_by_the_tier_in_front_without_its_database(
+    tmp_path: Path,
+) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/shop.db", poolclass=NullPool)
+    behind = UniqueInsert(engine, join="session")
+    behind.create_schema()
+    versions = MonotonicVersion(behind, entity="{row}", version="{version}")
+
+    @idempotent(key="{row}/{version}", using=[Memory(), versions], wait=0)
+    def apply(row: str, version: int, session: Any = None) -> str:
+        return f"applied {version}"
+
+    assert apply("row", 5) == "applied 5"
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE idempo_records"))
+    assert apply("row", 5) == "applied 5"
