@@ -43,6 +43,7 @@ _RETRIED = (
 )
 _GUARDED = 'tests/guards/test_version_check.py -k "{} and sync and not async and expected_version"'
 _ON_MARIADB_JOINED = 'tests/contract/test_unique_insert.py -k "TestMariaDBJoined and not Async"'
+_TOLD = 'tests/twins/test_gaps_mysql.py -k "mysql or mariadb"'
 _ON_MYSQL = (
     'tests/contract/test_mysql.py -k "(ends_the_wait or not_waited_for or is_cancelled) and not async"'
 )
@@ -124,7 +125,7 @@ TESTS = {
         _GUARDED.format("mysql"),
     ),
     "idempo/postgresql.py": (_ON_POSTGRES, _SQL_GAPS, _JOINED_GAPS, _IN_TABLES.format("postgres"), _ENDED),
-    "idempo/mysql.py": (_ON_MARIADB_JOINED, _SQL_GAPS, _IN_TABLES.format("mariadb"), _ON_MYSQL, _HELD),
+    "idempo/mysql.py": (_ON_MARIADB_JOINED, _SQL_GAPS, _IN_TABLES.format("mariadb"), _TOLD, _ON_MYSQL, _HELD),
     "idempo/sqlite.py": (_ON_FILE, _ON_FILE_JOINED, _SQL_GAPS, _JOINED_GAPS, _GUARDED.format("sqlite")),
     "idempo/versioned.py": (
         _VERSIONS.format("memory"),
