@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
 from idempo import (
@@ -19,6 +19,8 @@ from idempo import (
     idempotent,
 )
 from idempo.steps import Steps
+from tests.faults.proxy import Proxy
+from tests.servers import Server, fresh_database
 from tests.tokens import support
 from tests.tokens.support import Store, driven, on
 from tests.traps.support import Declined, caught
@@ -116,3 +118,29 @@ def test_a_version_that_is_committed_is_replayed_by_the_tier_in_front_without_it
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE idempo_records"))
     assert apply("row", 5) == "applied 5"
+
+
+def test_a_version_whose_commit_has_no_reply_is_read_again(postgres: Server) -> None:
+    with Proxy(postgres.port) as proxy:
+        url = make_url(fresh_database(postgres)).set(host="127.0.0.1", port=proxy.port)
+        engine = create_engine(url.update_query_dict({"sslmode": "disable"}))
+        behind = UniqueInsert(engine, join="session")
+        behind.create_schema()
+        runs: list[int] = []
+
+        @idempotent(
+            key="{row}/{version}", using=MonotonicVersion(behind, entity="{row}", version="{version}")
+        )
+        def apply(row: str, version: int, session: Any = None) -> int:
+            runs.append(version)
+            return version
+
+        assert apply("row", 4) == 4
+        proxy.drop_reply(
+            b"COMMIT\x00"
+        )  # the whole request: BEGIN ISOLATION LEVEL READ COMMITTED is another one
+        assert apply("row", 5) == 5
+        assert proxy.fired.is_set()
+        assert apply.outcome("row", 5).replayed
+        assert runs == [4, 5]
+        engine.dispose()
