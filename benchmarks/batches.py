@@ -46,7 +46,7 @@ def against_single(name: str, f: Any, plan: Plan) -> list[Measured]:
 
     single = f"{name}, one by one"
     subjects = [Subject(single, one_by_one, batch), Subject(f"{name}, f.many", f.many, batch)]
-    alone, together = interleave(subjects, Plan(rounds=plan.rounds, block=1, seed=plan.seed))
+    alone, together = interleave(subjects, Plan(rounds=max(1, plan.rounds // 3), block=1, seed=plan.seed))
     return [rate(alone, plan), against(rate(together, plan), rate(alone, plan))]
 
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -259,3 +260,16 @@ def test_a_benchmark_runs_through(benchmark: runner.Benchmark, prepared: Stores)
             json.dumps(report.cells(one))
             if one.ratio is not None and one.low is not None and one.high is not None:
                 assert one.low <= one.ratio <= one.high
+
+
+README = Path(runner.__file__).with_name("README.md").read_text()
+
+
+@pytest.mark.parametrize("words", re.findall(r"^\$ python3 dev.py bench ?([^#\n]*)", README, re.MULTILINE))
+def test_the_commands_of_the_readme_are_understood(words: str) -> None:
+    assert runner.arguments(words.split()).out
+
+
+def test_the_readme_names_every_benchmark() -> None:
+    section = README.partition("## What is measured")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [one.name for one in runner.BENCHMARKS]
