@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from sqlalchemy import Column, Engine, Integer, MetaData, String, Table, create_engine, event
+from sqlalchemy import Column, Connection, Engine, Integer, MetaData, String, Table, create_engine, event
 from sqlalchemy.pool import NullPool
 
 from idempo import SelectForUpdate, UniqueInsert, idempotent
@@ -74,3 +74,18 @@ def test_a_guard_waits_for_its_row_in_whole_seconds(server: Server, wait: float,
         assert (
             sent.count(f"SET SESSION innodb_lock_wait_timeout = {told}") == 2
         )  # of the record, and of the order
+
+
+def test_the_callers_own_bound_holds_again_afterwards(server: Server) -> None:
+    engine, _ = _noting(server)
+    strategy = UniqueInsert(engine, join="session")
+    strategy.create_schema()
+
+    @idempotent(key="{order}", using=strategy, wait=7)
+    def place(order: str, session: Connection) -> str:
+        return "placed"
+
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SET SESSION innodb_lock_wait_timeout = 33")
+        assert place("A-1", connection) == "placed"
+        assert connection.exec_driver_sql("SELECT @@innodb_lock_wait_timeout").scalar_one() == 33
