@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
+from idempo import rooms
 from idempo.asking import attempt
 from idempo.contracts import BatchingLedger, Inner, Terms
 from idempo.errors import LedgerUnavailableError
@@ -20,7 +21,7 @@ from idempo.leases import KeepAlive
 from idempo.protocol import once, renewal, run_first, winner
 from idempo.records import Answer, Call, Claimed, Completed, Done, Payload, replace
 from idempo.steps import Pause, Repeated, Shielded, Steps
-from idempo.verdicts import check_arguments, lost, replay, unavailable, unwritten
+from idempo.verdicts import check_arguments, first_result, lost, replay, unavailable, unwritten
 from idempo.waiting import Patience
 
 __all__ = ["MOST", "Came", "batched", "each"]
@@ -127,6 +128,7 @@ def _first_runs(
             except Exception as error:
                 beat.stop()
                 came[call.digest] = error
+                rooms.tell(ledger, call.digest, None)
         yield from _record(ledger, done, terms, came)
     except GeneratorExit:
         raise
@@ -153,6 +155,7 @@ def _record(
         elif was_kept:
             came[call.digest] = first
             tell(terms.hooks, "completed" if first.error is None else "failed", call)
+            rooms.tell(ledger, call.digest, first_result(first, call))
         else:
             came[call.digest] = lost(call, terms, first.value, (yield from winner(ledger, call, terms)))
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, TypeVar, assert_never
 
+from idempo import rooms
 from idempo.asking import ask, attempt, judge
 from idempo.contracts import Inner, Layer, Ledger, Terms
 from idempo.errors import IdempoError
@@ -32,14 +33,15 @@ from idempo.records import (
 from idempo.steps import Pause, Repeated, Shielded, Steps
 from idempo.verdicts import (
     check_arguments,
+    first_result,
     lost,
     never_issued,
     orphaned,
-    pause,
     replay,
     unknown,
     unwritten,
     value_of,
+    waiting,
 )
 from idempo.waiting import Patience
 
@@ -64,28 +66,38 @@ def once(ledger: Ledger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
     """Claim, run, complete; or replay, or wait, or refuse."""
     patience = Patience(terms.wait)
     over: int | None = None
-    while True:
-        asked = time.monotonic()
-        answer = yield from _claim(ledger, call, terms, over)
-        match answer:
-            case Claimed(fence, attempt):
-                mine = replace(call, fence=fence, attempt=attempt, deadline=asked + call.lease)
-                tell(terms.hooks, "claimed" if over is None else "took over", mine)
-                return (yield from _first_run(ledger, mine, terms, inner, orphan=over is not None))
-            case Completed():
-                return replay(answer, call, terms)
-            case InProgress(fingerprint, lease_left):
-                check_arguments(fingerprint, call, terms)
-                yield pause(patience, call, terms, lease_left)
-            case Orphan(fingerprint, fence):
-                check_arguments(fingerprint, call, terms)
-                if terms.on_orphan == "refuse":
-                    raise orphaned(call, terms)
-                over = fence
-            case NotIssued():
-                raise never_issued(call, terms)
-            case _:
-                assert_never(answer)
+    ticket: rooms.Ticket | None = None
+    try:
+        while True:
+            asked = time.monotonic()
+            answer = yield from _claim(ledger, call, terms, over)
+            match answer:
+                case Claimed(fence, attempt):
+                    break
+                case Completed():
+                    rooms.tell(ledger, call.digest, answer)
+                    return replay(answer, call, terms)
+                case InProgress(fingerprint, lease_left):
+                    check_arguments(fingerprint, call, terms)
+                    ticket = ticket or rooms.enter(ledger, call.digest)
+                    yield waiting(ticket, patience, call, terms, lease_left)
+                    if ticket.answer is not None:
+                        return replay(ticket.answer, call, terms)
+                case Orphan(fingerprint, fence):
+                    check_arguments(fingerprint, call, terms)
+                    if terms.on_orphan == "refuse":
+                        raise orphaned(call, terms)
+                    over = fence
+                case NotIssued():
+                    raise never_issued(call, terms)
+                case _:
+                    assert_never(answer)
+    finally:
+        if ticket is not None:
+            ticket.leave()
+    mine = replace(call, fence=fence, attempt=attempt, deadline=asked + call.lease)
+    tell(terms.hooks, "claimed" if over is None else "took over", mine)
+    return (yield from _first_run(ledger, mine, terms, inner, orphan=over is not None))
 
 
 def _claim(ledger: Ledger, call: Call, terms: Terms, over: int | None) -> Steps[Answer]:
@@ -105,13 +117,17 @@ def _claim(ledger: Ledger, call: Call, terms: Terms, over: int | None) -> Steps[
 def _first_run(ledger: Ledger, call: Call, terms: Terms, inner: Inner, *, orphan: bool) -> Steps[Done]:
     """The claim is ours: run the function under a lease that is kept alive, then record what came of it."""
     beat = yield KeepAlive(ledger, call.lease / 3, lambda: renewal(ledger, call, terms))
+    first: Completed | None = None
     try:
         done = (yield from _probe(ledger, call, terms)) if orphan else None
         if done is None:
             done = yield from run_first(ledger, call, terms, inner)
         yield from _record(ledger, call, terms, done)
+        if terms.final:
+            first = first_result(done, call)
     finally:
         beat.stop()
+        rooms.tell(ledger, call.digest, first)
     tell(terms.hooks, "completed" if done.error is None else "failed", call)
     return done
 

@@ -22,14 +22,16 @@ _READ = """redis.call('HMGET', KEYS[1], 'state', 'owner', 'fence', 'attempt', 'f
 # ARGV: owner, fingerprint, lease (us), keep (ms), fence of the orphan to take over, operation, scope, key,
 #       fence of the first result to replace, "1" if the key must have been issued
 CLAIM = (
-    _HEAD
-    + f"local r = {_READ}\n"
+    f"local r = {_READ}\n"
     + """
 local state = r[1]
 if not state and ARGV[10] == '1' then return {'not issued'} end
 if (state == 'completed' or state == 'failed') and r[3] ~= ARGV[9] then
   return {state, r[2], r[3], r[4], r[5], redis.call('PTTL', KEYS[1]), r[7]}
 end
+"""
+    + _HEAD
+    + """
 if state == 'running' then
   if r[2] == ARGV[1] then return {'claimed', r[3], r[4]} end
   local till, since = tonumber(r[6]), tonumber(r[8])

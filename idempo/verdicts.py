@@ -20,12 +20,14 @@ from idempo.errors import (
 )
 from idempo.events import tell
 from idempo.records import MISSING, Call, Completed, Done, Issued, Payload
+from idempo.rooms import Ticket, Waiting
 from idempo.steps import Pause
 from idempo.waiting import Patience
 
 __all__ = [
     "check_arguments",
     "first_error",
+    "first_result",
     "first_value",
     "lost",
     "never_issued",
@@ -36,7 +38,10 @@ __all__ = [
     "unknown",
     "unwritten",
     "value_of",
+    "waiting",
 ]
+
+_NET = 3.0  # seconds without news after which a duplicate asks by itself
 
 
 def first_value(value: Any, call: Call, terms: Terms) -> Done:
@@ -66,6 +71,11 @@ def _encoded(encode: Callable[[Any], bytes], result: Any, call: Call, terms: Ter
 
 def _done(value: Any, error: BaseException | None, payload: Payload, call: Call, terms: Terms) -> Done:
     return Done(value, error, payload, False, call.attempt, call.fence, keep_left=terms.keep, durable=True)
+
+
+def first_result(done: Done, call: Call) -> Completed:
+    """What the ledger answers now that `done` is recorded."""
+    return Completed(done.payload, call.fingerprint, call.fence, call.attempt, done.keep_left, call.owner)
 
 
 def replay(answer: Completed, call: Call, terms: Terms) -> Done:
@@ -160,6 +170,14 @@ def pause(patience: Patience, call: Call, terms: Terms, lease_left: float) -> Pa
             retry_after=lease_left,
         )
     return Pause(seconds)
+
+
+def waiting(ticket: Ticket, patience: Patience, call: Call, terms: Terms, lease_left: float) -> Waiting:
+    """The same for one of several duplicates in this process, of whom one asks for all."""
+    seconds = pause(patience, call, terms, lease_left).seconds
+    if terms.wait.together and not ticket.leads:
+        seconds = max(seconds, min(patience.left, _NET))
+    return Waiting(seconds, ticket)
 
 
 def orphaned(call: Call, terms: Terms) -> OutcomeUnknownError:

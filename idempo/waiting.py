@@ -19,6 +19,8 @@ Wait: TypeAlias = float | timedelta | tuple[wait_base, stop_base]
 """Seconds to wait at the most, or a tenacity wait and stop: `(wait_fixed(0.1), stop_after_attempt(5))`."""
 
 # Duplicates of one key come in swarms: the jitter spreads their questions, the ceiling bounds how late they learn.
+# One of those in a process asks for all of them.
+_ASKING = wait_random_exponential(multiplier=0.01, max=0.05, min=0.005)
 _RHYTHM = wait_random_exponential(multiplier=0.01, max=0.2, min=0.005)
 _SHORTEST = 0.001
 _DAY = 86_400.0
@@ -35,6 +37,9 @@ class WaitPolicy:
     """Seconds after which it gives up at the latest."""
     at_once: float
     """Seconds that a database may wait by itself before `stop` is asked again."""
+
+    together: bool = False
+    """True if the duplicates in one process may wait together, one of them asking for all."""
 
     def within(self, seconds: float) -> WaitPolicy:
         """Return the same policy for somebody who has only so much time left."""
@@ -63,7 +68,8 @@ def wait_policy(wait: Wait) -> WaitPolicy:
             )
     if not 0 <= seconds <= _DAY:
         raise ConfigurationError(f"wait={seconds} is not between 0 seconds and a day: every wait has a limit")
-    return WaitPolicy(_RHYTHM, stop_after_delay(seconds), limit=seconds, at_once=min(seconds, _IN_SILENCE))
+    at_once = min(seconds, _IN_SILENCE)
+    return WaitPolicy(_ASKING, stop_after_delay(seconds), limit=seconds, at_once=at_once, together=True)
 
 
 class Patience:

@@ -185,8 +185,8 @@ TWINS = (
     ),
     _protocol(
         "arguments are compared while it runs",
-        "            case InProgress(fingerprint, lease_left):\n                check_arguments(fingerprint, call, terms)",
-        "            case InProgress(fingerprint, lease_left):",
+        "case InProgress(fingerprint, lease_left):\n                    check_arguments(fingerprint, call, terms)",
+        "case InProgress(fingerprint, lease_left):",
         CONTRACT + "test_other_arguments_are_refused_while_the_first_run_goes_on",
     ),
     _protocol(
