@@ -138,3 +138,14 @@ def test_the_fields_that_a_model_was_given_beyond_its_own_belong_to_its_form() -
     assert canonical(one) != canonical(other)
     assert canonical(one) == canonical(Open.model_validate({"line": 1, "number": 7}))
     assert canonical(one) != canonical(Open(number=7))
+
+
+def test_a_value_for_which_the_stack_is_too_short_is_refused() -> None:
+    def down() -> bytes:
+        try:
+            return down()
+        except RecursionError:
+            return canonical(nested(90))  # from the end of the stack upwards, until it can begin
+
+    with pytest.raises(KeyRefusedError, match="too deep for the stack that is left"):
+        down()
