@@ -149,3 +149,8 @@ def test_a_value_for_which_the_stack_is_too_short_is_refused() -> None:
 
     with pytest.raises(KeyRefusedError, match="too deep for the stack that is left"):
         down()
+
+
+def test_floats_that_serve_to_compare_keep_every_digit_and_no_sign_of_nothing() -> None:
+    assert canonical(1e-20, floats=True) != canonical(2e-20, floats=True)
+    assert canonical(-0.0, floats=True) == canonical(0.0, floats=True) == b"f\0\0\0\x080x0.0p+0"
