@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ class Actor:
         self.answers = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)  # what the peers print is not an answer
         self.functions: dict[str, Callable[..., Any]] = {}
-        self.runs = self.arrived = 0
+        self.runs = Counter[str]()  # by key: a process of DBOS also goes on with what others left
+        self.arrived = 0
         self.then, self.value = "", ""
 
     def answer(self, **what: object) -> None:
@@ -74,20 +76,20 @@ class Actor:
         if returns not in self.functions:
             body = self._body_async if self.asynchronous else self._body
             name = f"behave-{list(RETURNS).index(returns)}"
-            made = Function(name, lambda key, amount: body(returns), RETURNS[returns][0])
+            made = Function(name, lambda key, amount: body(key, returns), RETURNS[returns][0])
             self.functions[returns] = self.peer.wrap(made, self.places, self.asynchronous, self.options)
         return self.functions[returns]
 
-    def _begin(self, returns: str) -> Any:
-        self.runs += 1
+    def _begin(self, key: str, returns: str) -> Any:
+        self.runs[key] += 1
         if self.then == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.then == "hold":
             self.answer(running=True)
         return self.value or RETURNS[returns][1]
 
-    def _body(self, returns: str) -> Any:
-        value = self._begin(returns)
+    def _body(self, key: str, returns: str) -> Any:
+        value = self._begin(key, returns)
         if self.then == "hold":
             sys.stdin.readline()
         if self.then == "together":
@@ -96,8 +98,8 @@ class Actor:
             time.sleep(HELD_SECONDS)
         return value
 
-    async def _body_async(self, returns: str) -> Any:
-        value = self._begin(returns)
+    async def _body_async(self, key: str, returns: str) -> Any:
+        value = self._begin(key, returns)
         if self.then == "hold":
             await asyncio.to_thread(sys.stdin.readline)
         if self.then == "together":  # all have called once this one yields
@@ -115,7 +117,7 @@ class Actor:
     async def obey(self, order: dict[str, Any]) -> None:
         self.then, self.value = order.get("then", ""), order.get("value", "")
         returns, key, amount = order["returns"], order["key"], order.get("amount", 1)
-        call, before = await asyncio.to_thread(self.function, returns), self.runs
+        call, before = await asyncio.to_thread(self.function, returns), self.runs[key]
         if self.then != "together":
             found = [await self._called(call, key, amount)]
         else:
@@ -126,7 +128,7 @@ class Actor:
                 return await self._called(call, key, amount)
 
             found = await asyncio.gather(*(one() for _ in range(MANY)))
-        self.answer(found=found, runs=self.runs - before, expected=repr(RETURNS[returns][1]))
+        self.answer(found=found, runs=self.runs[key] - before, expected=repr(RETURNS[returns][1]))
 
     async def live(self) -> None:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2 * MANY))

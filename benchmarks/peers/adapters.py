@@ -235,6 +235,6 @@ PEERS = (
         "redis",
         _cashews(lambda places: places.redis),
         ASYNC,
-        "a cache: no fingerprint; 4 / 3 requests; a stalled owner is not told",
+        f"a cache: no fingerprint; 4 / 3 requests; {STALE}",
     ),
 )

@@ -5,6 +5,7 @@ Where a time limit would decide, the cell says what was seen until then.
 """
 
 import contextlib
+import functools
 import itertools
 import json
 import logging
@@ -30,6 +31,11 @@ INSISTENCE = 20.0
 _keys = (f"{time.time_ns():x}-{number}" for number in itertools.count())
 
 
+@functools.cache
+def _python() -> str:
+    return str(interpreter())
+
+
 class Silent(Exception):
     """An actor gave no answer in time: what it called waits."""
 
@@ -39,7 +45,7 @@ class Actor:
 
     def __init__(self, peer: Peer, where: dict[str, str], options: tuple[str, ...]) -> None:
         told = {"peer": peer.name, "store": peer.store, "asynchronous": peer.colours[0]}
-        words = [str(interpreter()), "-m", "benchmarks.peers.actor"]
+        words = [_python(), "-m", "benchmarks.peers.actor"]
         self.process = subprocess.Popen(
             [*words, json.dumps({**told, "options": options, "places": where})],
             cwd=dev.ROOT,
@@ -82,6 +88,8 @@ class Scene:
     peer: Peer
     places: dict[str, str]
     options: tuple[str, ...]
+    final: bool
+    """Nothing else will be tried, so all that is missing is of interest."""
     stack: contextlib.ExitStack
 
     def actor(self) -> Actor:
@@ -103,6 +111,8 @@ def _kept(scene: Scene, kinds: dict[str, Any]) -> str:
     """Each is returned once and asked for again: the function does not run, and the answer is the same."""
     actor, lost = scene.actor(), defaultdict[str, list[str]](list)
     for returns in kinds:
+        if lost and not scene.final:
+            break
         key = next(_keys)
         actor.call(key, returns)
         try:
@@ -239,7 +249,7 @@ def judged(check: Check, tries: tuple[tuple[str, ...], ...], peer: Peer, where: 
     for options in tries:
         with contextlib.ExitStack() as stack:
             try:
-                cell = check(Scene(peer, where, options, stack))
+                cell = check(Scene(peer, where, options, options is tries[-1], stack))
             except Silent:
                 cell = "no: waits"
         if not cell.startswith("no"):
