@@ -9,7 +9,14 @@ from sqlalchemy.engine import make_url
 
 from benchmarks.floors import ByHand
 
-__all__ = ["mariadb_by_hand", "mariadb_by_hand_async", "spread", "spread_async", "sqlite_by_hand"]
+__all__ = [
+    "mariadb_by_hand",
+    "mariadb_by_hand_async",
+    "spread",
+    "spread_async",
+    "sqlite_by_hand",
+    "sqlite_by_hand_async",
+]
 
 _RESULT = b"\x93\x01\x90\x01"
 _OWNER = b"o" * 16
@@ -83,27 +90,59 @@ def _created(execute: Callable[[str], Any]) -> None:
         execute(_MARIADB)
 
 
+_SQLITE = """CREATE TABLE IF NOT EXISTS by_hand (
+    digest BLOB PRIMARY KEY, state TEXT NOT NULL, owner BLOB NOT NULL, created_at TEXT NOT NULL, result BLOB)"""
+# The settings that idempo gives a SQLite file.
+_SETTINGS = ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = FULL")
+_SQLITE_CLAIM = (
+    "INSERT INTO by_hand VALUES (?, 'running', ?, datetime('now'), NULL) ON CONFLICT DO NOTHING RETURNING 1"
+)
+_SQLITE_COMPLETE = "UPDATE by_hand SET state = 'completed', result = ? WHERE digest = ? AND owner = ?"
+_SQLITE_REPLAY = "SELECT state, result FROM by_hand WHERE digest = ?"
+
+
 def sqlite_by_hand(url: str) -> ByHand:
-    """With the settings that idempo gives a SQLite file: WAL, and each commit on the disk."""
     connection = sqlite3.connect(make_url(url).database or "", isolation_level=None, timeout=10)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute(
-        "CREATE TABLE IF NOT EXISTS by_hand (digest BLOB PRIMARY KEY, state TEXT NOT NULL, owner BLOB NOT NULL, "
-        "created_at TEXT NOT NULL, result BLOB)"
-    )
-    claim = "INSERT INTO by_hand VALUES (?, 'running', ?, datetime('now'), NULL) ON CONFLICT DO NOTHING RETURNING 1"
-    complete = "UPDATE by_hand SET state = 'completed', result = ? WHERE digest = ? AND owner = ?"
+    for statement in (*_SETTINGS, _SQLITE):
+        connection.execute(statement)
 
     def first(key: str) -> None:
-        assert connection.execute(claim, (key.encode(), _OWNER)).fetchall()
-        assert connection.execute(complete, (_RESULT, key.encode(), _OWNER)).rowcount == 1
+        assert connection.execute(_SQLITE_CLAIM, (key.encode(), _OWNER)).fetchall()
+        assert connection.execute(_SQLITE_COMPLETE, (_RESULT, key.encode(), _OWNER)).rowcount == 1
 
     def replay(key: str) -> None:
-        found = connection.execute("SELECT state, result FROM by_hand WHERE digest = ?", (key.encode(),))
-        assert found.fetchone() == ("completed", _RESULT)
+        assert connection.execute(_SQLITE_REPLAY, (key.encode(),)).fetchone() == ("completed", _RESULT)
 
     return ByHand(first, replay, connection.close)
+
+
+def sqlite_by_hand_async(url: str) -> ByHand:
+    opened: list[Any] = []
+
+    async def connection() -> Any:
+        if not opened:
+            import aiosqlite
+
+            opened.append(
+                await aiosqlite.connect(make_url(url).database or "", isolation_level=None, timeout=10)
+            )
+            for statement in (*_SETTINGS, _SQLITE):
+                await opened[0].execute(statement)
+        return opened[0]
+
+    async def first(key: str) -> None:
+        at = await connection()
+        assert list(await at.execute_fetchall(_SQLITE_CLAIM, (key.encode(), _OWNER)))
+        assert (await at.execute(_SQLITE_COMPLETE, (_RESULT, key.encode(), _OWNER))).rowcount == 1
+
+    async def replay(key: str) -> None:
+        found = await (await connection()).execute_fetchall(_SQLITE_REPLAY, (key.encode(),))
+        assert list(found) == [("completed", _RESULT)]
+
+    async def close() -> None:
+        await (await connection()).close()
+
+    return ByHand(first, replay, close)
 
 
 def spread(make: Callable[[], ByHand]) -> ByHand:

@@ -42,12 +42,12 @@ def in_process(section: Section) -> None:
 
 
 def sqlite(section: Section) -> None:
-    floor = (
-        section.by_hand("two statements by sqlite3", floors_sql.sqlite_by_hand(section.stores.sqlite))
-        if (section.colour == "sync")
-        else ""
-    )
-    section.both("UniqueInsert", section.decorated(leased(section, section.stores.sqlite)), floor=floor)
+    url = section.stores.sqlite
+    if section.colour == "sync":
+        floor = section.by_hand("two statements by sqlite3", floors_sql.sqlite_by_hand(url))
+    else:
+        floor = section.by_hand("two statements by aiosqlite", floors_sql.sqlite_by_hand_async(url))
+    section.both("UniqueInsert", section.decorated(leased(section, url)), floor=floor)
 
 
 def redis(section: Section) -> None:
