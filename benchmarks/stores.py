@@ -97,7 +97,7 @@ def prepared(redis: Server, postgres: Server, mariadb: Server) -> Iterator[Store
 def _flush(url: str) -> None:
     client: Any
     with Redis.from_url(url) as client:
-        client.flushdb()
+        client.flushdb(asynchronous=True)
 
 
 def _drop(url: str, statement: str) -> None:
