@@ -46,9 +46,10 @@ def fill_database(url: str, table: str, count: int, *, over: bool = False) -> No
         for first in range(1, count, STEP):
             last = min(count - 1, first + STEP - 1)
             numbers = _NUMBERS[dialect].format(first=first, last=last)
+            # In the order of digests, the first column: the pages of the table are then filled in turn.
             statement = (
                 f"INSERT INTO {table} ({', '.join(columns)}) SELECT {values} "
-                f"FROM (SELECT * FROM {table} LIMIT 1) AS t CROSS JOIN {numbers}"
+                f"FROM (SELECT * FROM {table} LIMIT 1) AS t CROSS JOIN {numbers} ORDER BY 1"
             )
             connection.execute(text(statement))
         connection.execute(
