@@ -15,8 +15,8 @@ from sqlalchemy.exc import IntegrityError
 
 from idempo.records import Above, Answer, Call, Claimed, Done, InProgress, Issued, Payload, Record
 from idempo.roundtrip import together
-from idempo.sending import Answered, Send
-from idempo.sql import COLUMNS, MICROSECONDS, Row, completion, filled, identity, row_of, typed
+from idempo.sending import Answered, Send, count, first
+from idempo.sql import COLUMNS, JUDGED, MICROSECONDS, Row, completion, filled, identity, row_of, typed
 
 __all__ = ["Dialect"]
 
@@ -32,8 +32,6 @@ FREE = (
     "OR (r.state = 'running' AND (r.lease_until <= {now} OR r.lease_until <= r.leased_at) AND r.fence = :over) "
     "OR (r.state IN ('completed', 'failed') AND r.fence = :above))"
 )
-
-
 COMPLETE = (
     "UPDATE {table} SET state = :state, result = :result, completed_at = {clock}, keep_until = {clock} + :keep "
     "WHERE digest = :digest AND owner = :owner AND state IN ('running', :state)"
@@ -63,23 +61,23 @@ class Dialect:
         return statement
 
     def fetch(self, connection: Connection, sql: str, values: Mapping[str, Any]) -> Row:
-        """Execute a statement that selects the clock, the digest and all columns of at most one row."""
-        return row_of(self._send(connection, self.statement(sql), values).row)
+        """Execute a statement that selects the clock and the columns of at most one row."""
+        return row_of(self._send(connection, self.statement(sql), values, first))
 
     def change(self, connection: Connection, sql: str, values: Mapping[str, Any]) -> int:
         """Execute a statement and return how many rows it matched."""
-        return self._send(connection, self.statement(sql), values).count
+        return self._send(connection, self.statement(sql), values, count)
 
     # ---- a claim under a lease, each statement a transaction of its own
 
-    def read(self, connection: Connection, digest: bytes) -> Row:
-        sql = f"SELECT {{clock}}, {ALL} FROM (SELECT 1 AS one) AS o LEFT JOIN {{table}} AS r ON r.digest = :digest"
+    def read(self, connection: Connection, digest: bytes, columns: str = ALL) -> Row:
+        sql = f"SELECT {{clock}}, {columns} FROM (SELECT 1 AS one) AS o LEFT JOIN {{table}} AS r ON r.digest = :digest"
         return self.fetch(connection, sql, {"digest": digest})
 
     def claim(self, connection: Connection, call: Call, over: int | None) -> Answer:
         """Read, then insert or compare and set: the second decides. A lost race reads again."""
         for _ in range(RACES):
-            row = self.read(connection, call.digest)
+            row = self.read(connection, call.digest, JUDGED)
             answer = row.answer(call, over)
             if answer is None and row.state == "absent":
                 answer = self.insert(connection, call, row)

@@ -15,12 +15,12 @@ from typing import Any
 
 from sqlalchemy import Connection, TextClause
 
-from idempo.dialects import ALL, TIMES, WRITTEN, Dialect
+from idempo.dialects import TIMES, WRITTEN, Dialect
 from idempo.failures import codes
 from idempo.records import Answer, Call, InProgress, Payload
 from idempo.roundtrip import prefixed, together
-from idempo.sending import Answered, rows_by_the_driver
-from idempo.sql import completion, identity, row_of
+from idempo.sending import Answered, by_the_driver, every
+from idempo.sql import JUDGED, completion, identity, row_of
 
 __all__ = ["MariaDB", "MySQL"]
 
@@ -38,7 +38,7 @@ _CLAIM_MANY = (
     "ORDER BY a.digest ON DUPLICATE KEY UPDATE attempt = {table}.attempt"
 )
 _READ_MANY = (
-    f"SELECT {{clock}}, {ALL} FROM JSON_TABLE(:listed, '$[*]' COLUMNS (digest CHAR(64) PATH '$[0]')) AS a "
+    f"SELECT {{clock}}, {JUDGED} FROM JSON_TABLE(:listed, '$[*]' COLUMNS (digest CHAR(64) PATH '$[0]')) AS a "
     "STRAIGHT_JOIN {table} AS r ON r.digest = UNHEX(a.digest)"
 )
 _FIRSTS = (
@@ -66,7 +66,7 @@ class MySQL(Dialect):
         listed = _listed([[one[name] for name in names] for one in described])
         values = {"listed": listed, "lease": described[0]["lease"], "keep": described[0]["keep"]}
         self.change(connection, _CLAIM_MANY, values)
-        found = rows_by_the_driver(connection, self.statement(_READ_MANY), {"listed": listed})
+        found = by_the_driver(connection, self.statement(_READ_MANY), {"listed": listed}, every)
         rows = {bytes(one[1]): row_of(one) for one in found}
         return [rows[call.digest].answer(call, None) if call.digest in rows else None for call in calls]
 
@@ -78,13 +78,13 @@ class MySQL(Dialect):
         self.change(connection, _COMPLETE_MANY, {"listed": listed, "keep": described[0]["keep"]})
         kept = {
             bytes(one[0])
-            for one in rows_by_the_driver(connection, self.statement(_COMPLETED), {"listed": listed})
+            for one in by_the_driver(connection, self.statement(_COMPLETED), {"listed": listed}, every)
         }
         return [call.digest in kept for call, _ in firsts]
 
     def lock_and_claim(self, connection: Connection, call: Call, over: int | None, wait: float) -> Answer:
         sql = (
-            f"SELECT {{clock}}, {ALL} FROM {{table}} AS r WHERE r.digest = :digest FOR UPDATE"
+            f"SELECT {{clock}}, {JUDGED} FROM {{table}} AS r WHERE r.digest = :digest FOR UPDATE"
             f"{self.lock_clause(wait)}"
         )
         with self.bounded(connection, wait):

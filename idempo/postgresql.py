@@ -11,12 +11,12 @@ from typing import Any
 
 from sqlalchemy import Connection, TextClause
 
-from idempo.dialects import ALL, COMPLETE, FREE, RACES, TIMES, WRITTEN, Dialect, accepted
+from idempo.dialects import COMPLETE, FREE, RACES, TIMES, WRITTEN, Dialect, accepted
 from idempo.failures import codes
 from idempo.records import Answer, Call, InProgress, Issued, NotIssued, Payload
 from idempo.roundtrip import Statement, can_send_together, together
-from idempo.sending import Answered, rows_by_the_driver
-from idempo.sql import Row, completion, identity, row_of
+from idempo.sending import Answered, by_the_driver, every
+from idempo.sql import JUDGED, Row, completion, identity, row_of
 
 __all__ = ["PostgreSQL"]
 
@@ -39,20 +39,20 @@ TAKEN_OVER = (
     "THEN 1 ELSE r.attempt + 1 END, "
     "fingerprint = excluded.fingerprint, leased_at = excluded.leased_at, lease_until = excluded.lease_until, "
     "created_at = excluded.created_at, completed_at = NULL, keep_until = excluded.keep_until, result = NULL "
-    f"WHERE {FREE.replace('{now}', 'excluded.created_at')} RETURNING {ALL}"
+    f"WHERE {FREE.replace('{now}', 'excluded.created_at')} RETURNING {JUDGED}"
 )
 # The same claim for many keys. In the order of their digests: two batches that wait for each other would deadlock.
 _CLAIM_MANY = (
     "WITH now AS MATERIALIZED (SELECT {clock} AS us), "
     "asked AS MATERIALIZED (SELECT * FROM unnest(:digests, :operations, :scopes, :keys, :owners, :fingerprints) "
     "AS a (digest, operation, scope, business_key, owner, fingerprint)), "
-    f"known AS MATERIALIZED (SELECT {ALL} FROM asked AS a JOIN {{table}} AS r ON r.digest = a.digest, now "
+    f"known AS MATERIALIZED (SELECT {JUDGED} FROM asked AS a JOIN {{table}} AS r ON r.digest = a.digest, now "
     f"WHERE NOT {FREE.replace('{now}', 'now.us')}), "
     f"claimed AS (INSERT INTO {{table}} AS r ({WRITTEN}, {TIMES}) "
     "SELECT a.digest, a.operation, a.scope, a.business_key, 'running', a.owner, now.us, 1, a.fingerprint, "
     "now.us, now.us + :lease, now.us, NULL, now.us + :keep, NULL FROM asked AS a, now "
     f"WHERE NOT EXISTS (SELECT 1 FROM known WHERE known.digest = a.digest) ORDER BY a.digest {TAKEN_OVER}) "
-    f"SELECT now.us, {ALL} FROM now, (SELECT * FROM known UNION ALL SELECT * FROM claimed) AS r"
+    f"SELECT now.us, {JUDGED} FROM now, (SELECT * FROM known UNION ALL SELECT * FROM claimed) AS r"
 )
 _COMPLETE_MANY = (
     "UPDATE {table} AS r SET state = c.state, result = c.result, completed_at = {clock}, keep_until = {clock} + :keep "
@@ -77,7 +77,7 @@ class PostgreSQL(Dialect):
     # writes nothing and locks nothing. No row at all: the insert met a row that this statement's snapshot cannot see.
     _claim = (
         "WITH now AS MATERIALIZED (SELECT {clock} AS us{bound}), "
-        f"known AS MATERIALIZED (SELECT {ALL} FROM {{table}} AS r, now "
+        f"known AS MATERIALIZED (SELECT {JUDGED} FROM {{table}} AS r, now "
         f"WHERE r.digest = :digest AND NOT {FREE.replace('{now}', 'now.us')}), "
         f"claimed AS (INSERT INTO {{table}} AS r ({WRITTEN}, {TIMES}) "
         "SELECT :digest, :operation, :scope, :business_key, 'running', :owner, now.us, 1, :fingerprint, "
@@ -85,7 +85,7 @@ class PostgreSQL(Dialect):
         "AND (NOT :issued OR EXISTS "
         "(SELECT 1 FROM {table} AS r WHERE r.digest = :digest AND r.keep_until > now.us)) "
         f"{TAKEN_OVER}) "
-        f"SELECT now.us, {ALL}{{restore}} FROM now LEFT JOIN "
+        f"SELECT now.us, {JUDGED}{{restore}} FROM now LEFT JOIN "
         "(SELECT * FROM known UNION ALL SELECT * FROM claimed) AS r ON true"
     )
     _leased = _claim.replace("{bound}", "").replace("{restore}", "")
@@ -114,7 +114,7 @@ class PostgreSQL(Dialect):
         values |= {"keys": [one["business_key"] for one in described]}
         values |= {"fingerprints": [one["fingerprint"] for one in described]}
         values |= {name: described[0][name] for name in ("lease", "keep")} | {"over": -1, "above": -1}
-        found = rows_by_the_driver(connection, self.statement(_CLAIM_MANY), values)
+        found = by_the_driver(connection, self.statement(_CLAIM_MANY), values, every)
         rows = {bytes(one[1]): row_of(one) for one in found}
         return [rows[call.digest].answer(call, None) if call.digest in rows else None for call in calls]
 
@@ -125,7 +125,7 @@ class PostgreSQL(Dialect):
         }
         values |= {"keep": described[0]["keep"]}
         kept = {
-            bytes(one[0]) for one in rows_by_the_driver(connection, self.statement(_COMPLETE_MANY), values)
+            bytes(one[0]) for one in by_the_driver(connection, self.statement(_COMPLETE_MANY), values, every)
         }
         return [call.digest in kept for call, _ in firsts]
 

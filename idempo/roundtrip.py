@@ -69,9 +69,13 @@ def together(connection: Connection, statements: Sequence[Statement]) -> list[An
 
 def _alone(connection: Connection, statement: TextClause | str, values: dict[str, Any]) -> Answered:
     if not isinstance(statement, str):
-        return by_sqlalchemy(connection, statement, values)
+        return by_sqlalchemy(connection, statement, values, _answered)
     connection.exec_driver_sql(statement)
     return Answered(None, -1)
+
+
+def _answered(result: Any) -> Answered:
+    return Answered(result.fetchone() if result.returns_rows else None, result.rowcount)
 
 
 @lru_cache(maxsize=256)

@@ -8,9 +8,9 @@ that for each execution, events and results of many kinds, costs as much as a ro
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NoReturn, TypeAlias, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, TextClause
@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 T = TypeVar("T")
 
-__all__ = ["Answered", "Send", "by_sqlalchemy", "by_the_driver", "rows_by_the_driver"]
+__all__ = ["Answered", "Send", "by_sqlalchemy", "by_the_driver", "count", "every", "first"]
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -29,38 +29,51 @@ class Answered(msgspec.Struct, frozen=True):
     count: int
 
 
-Send: TypeAlias = Callable[[Connection, TextClause, Mapping[str, Any]], Answered]
+class Send(Hashable, Protocol):
+    """Executes a statement. What it brings is taken from its result: `first`, `count` or `every`."""
+
+    def __call__(
+        self,
+        connection: Connection,
+        statement: TextClause,
+        values: Mapping[str, Any],
+        taken: Callable[[Any], T],
+        /,
+    ) -> T: ...
 
 
-def by_sqlalchemy(connection: Connection, statement: TextClause, values: Mapping[str, Any]) -> Answered:
+def first(result: Any) -> Any:
+    """The first row, or None."""
+    return result.fetchone()
+
+
+def count(result: Any) -> int:
+    """How many rows the statement matched."""
+    matched: int = result.rowcount
+    return matched
+
+
+def every(result: Any) -> Sequence[Any]:
+    """All rows."""
+    rows: Sequence[Any] = result.fetchall()
+    return rows
+
+
+def by_sqlalchemy(
+    connection: Connection, statement: TextClause, values: Mapping[str, Any], taken: Callable[[Any], T]
+) -> T:
     """Execute a statement in the transaction of `connection`, which begins with it if there is none yet."""
-    result = connection.execute(statement, values)
-    return Answered(result.fetchone() if result.returns_rows else None, result.rowcount)
+    return taken(connection.execute(statement, values))
 
 
-def by_the_driver(connection: Connection, statement: TextClause, values: Mapping[str, Any]) -> Answered:
+def by_the_driver(
+    connection: Connection, statement: TextClause, values: Mapping[str, Any], taken: Callable[[Any], T]
+) -> T:
     """Execute a statement on a connection that is in autocommit mode.
 
     Raises SQLAlchemy's own errors, without the values in them. A connection that is lost, or whose conversation was
     interrupted, is not used again.
     """
-    return _executed(connection, statement, values, _first)
-
-
-def rows_by_the_driver(
-    connection: Connection, statement: TextClause, values: Mapping[str, Any]
-) -> Sequence[Any]:
-    """The same, for a statement that returns many rows."""
-    return _executed(connection, statement, values, lambda cursor: cursor.fetchall())
-
-
-def _first(cursor: Any) -> Answered:
-    return Answered(cursor.fetchone() if cursor.description else None, cursor.rowcount)
-
-
-def _executed(
-    connection: Connection, statement: TextClause, values: Mapping[str, Any], taken: Callable[[Any], T]
-) -> T:
     sql, positions = _compiled(statement, connection.dialect)
     given = values if positions is None else tuple([values[name] for name in positions])
     try:

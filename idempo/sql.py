@@ -46,7 +46,7 @@ from idempo.records import (
     Record,
 )
 
-__all__ = ["COLUMNS", "MICROSECONDS", "Records", "Row", "typed"]
+__all__ = ["COLUMNS", "JUDGED", "MICROSECONDS", "Records", "Row", "typed"]
 
 MICROSECONDS = 1_000_000
 _TEXT_LIMIT = 255
@@ -69,6 +69,12 @@ COLUMNS = (
     "result",
 )
 
+JUDGED = (
+    "r.digest, r.state, r.owner, r.fence, r.attempt, r.fingerprint, "
+    "r.leased_at, r.lease_until, r.keep_until, r.result"
+)
+"""What decides about a claim, and makes its answer."""
+
 _TYPES: dict[str, Any] = {
     "digest": LargeBinary,
     "owner": LargeBinary,
@@ -89,14 +95,8 @@ _TYPES: dict[str, Any] = {
     "attempt": Integer,
     "batch": Integer,
     "wait": String,
-    "digests": partial(ARRAY, LargeBinary),
-    "owners": partial(ARRAY, LargeBinary),
-    "fingerprints": partial(ARRAY, LargeBinary),
-    "results": partial(ARRAY, LargeBinary),
-    "operations": partial(ARRAY, String),
-    "scopes": partial(ARRAY, String),
-    "keys": partial(ARRAY, String),
-    "states": partial(ARRAY, String),
+    **dict.fromkeys(("digests", "owners", "fingerprints", "results"), partial(ARRAY, LargeBinary)),
+    **dict.fromkeys(("operations", "scopes", "keys", "states"), partial(ARRAY, String)),
     "listed": Text,
 }
 
@@ -233,9 +233,19 @@ def typed(sql: str) -> TextClause:
 
 
 def row_of(found: Any) -> Row:
-    """Make a `Row` of (now, digest, ...). A null digest: there is no such row, only the clock."""
+    """Make a `Row` of (now, digest, ...), of all columns or those that judge a claim.
+
+    A null digest: there is no such row, only the clock.
+    """
     if found is None or found[1] is None:
         return Row(0 if found is None else int(found[0]), "absent")
+    if len(found) < len(COLUMNS):
+        now, _, state, owner, fence, attempt, fingerprint, leased_at, lease_until, keep_until, result, *_ = (
+            found
+        )
+        stored = None if result is None else bytes(result)
+        described = "", "", "", bytes(owner), fence, attempt, bytes(fingerprint)
+        return Row(int(now), state, *described, leased_at, lease_until, 0, None, keep_until, stored)
     now, _, operation, scope, key, state, owner, fence, attempt, fingerprint, *rest = found
     leased_at, lease_until, created_at, completed_at, keep_until, result, *_ = rest
     stored = None if result is None else bytes(result)

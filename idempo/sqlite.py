@@ -17,7 +17,7 @@ from idempo.dialects import Dialect
 from idempo.failures import codes
 from idempo.records import Answer, Call, Payload
 from idempo.roundtrip import together
-from idempo.sending import Answered, by_the_driver
+from idempo.sending import Answered, by_the_driver, count
 
 __all__ = ["SQLite"]
 
@@ -69,14 +69,14 @@ class SQLite(Dialect):
 @contextmanager
 def _one_transaction(connection: Connection) -> Iterator[None]:
     """One transaction, and so one wait for the disk, on a connection that is in autocommit mode."""
-    by_the_driver(connection, _BEGIN, {})
+    by_the_driver(connection, _BEGIN, {}, count)
     try:
         yield
     except BaseException:
         if not connection.invalidated:
-            by_the_driver(connection, _ROLLBACK, {})
+            by_the_driver(connection, _ROLLBACK, {}, count)
         raise
-    by_the_driver(connection, _COMMIT, {})
+    by_the_driver(connection, _COMMIT, {}, count)
 
 
 _BEGIN, _COMMIT, _ROLLBACK = text("BEGIN IMMEDIATE"), text("COMMIT"), text("ROLLBACK")

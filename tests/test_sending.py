@@ -11,7 +11,7 @@ from sqlalchemy.pool import NullPool
 
 from idempo import UniqueInsert, idempotent
 from idempo.contracts import Colour
-from idempo.sending import by_the_driver
+from idempo.sending import by_the_driver, count, first
 from idempo.steps import Steps
 from idempo.testing import drive
 from tests.servers import Server, async_url
@@ -80,12 +80,12 @@ def test_errors_are_sqlalchemys_own_and_show_no_values(server: Server, table: st
     )
     values = {"digest": b"secret digest of thirty-two bytes"[:16], "state": "secret"}
     with engine.connect() as connection:
-        assert by_the_driver(connection, insert, values).count == 1
+        assert by_the_driver(connection, insert, values, count) == 1
         with pytest.raises(IntegrityError) as twice:
-            by_the_driver(connection, insert, values)
+            by_the_driver(connection, insert, values, count)
         with pytest.raises(ProgrammingError) as missing:
-            by_the_driver(connection, text("SELECT :state FROM missing_table"), {"state": "secret"})
-        assert by_the_driver(connection, text(f"SELECT fence FROM {table}"), {}).row == (1,)
+            by_the_driver(connection, text("SELECT :state FROM missing_table"), {"state": "secret"}, first)
+        assert by_the_driver(connection, text(f"SELECT fence FROM {table}"), {}, first) == (1,)
     for error in (twice.value, missing.value):
         assert isinstance(error, DBAPIError)
         assert not error.connection_invalidated
@@ -100,7 +100,7 @@ def test_a_lost_connection_is_told_as_such_and_not_used_again(server: Server) ->
         with create_engine(server.url, poolclass=NullPool).connect() as outside:
             outside.execute(text(END[server.kind].format(int(number))))
         with pytest.raises(DBAPIError) as lost:
-            by_the_driver(connection, text("SELECT 1"), {})
+            by_the_driver(connection, text("SELECT 1"), {}, first)
         assert lost.value.connection_invalidated
         assert connection.invalidated
     with engine.connect() as connection:
@@ -120,7 +120,7 @@ def test_an_interrupted_statement_takes_its_connection_along(
 
         monkeypatch.setattr(type(cursor), "execute", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            by_the_driver(connection, text("SELECT 1"), {})
+            by_the_driver(connection, text("SELECT 1"), {}, first)
         assert connection.invalidated
     monkeypatch.undo()
     engine.dispose()

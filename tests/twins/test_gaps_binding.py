@@ -10,7 +10,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from idempo.binding import Binder
-from idempo.sending import by_the_driver
+from idempo.sending import by_the_driver, first
 
 
 def bare(a: Any, b: Any) -> Any:
@@ -76,5 +76,5 @@ def test_an_error_that_is_not_the_databases_passes_untouched(tmp_path: Path) -> 
     engine = create_engine(f"sqlite:///{tmp_path}/any.db", poolclass=NullPool, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         with pytest.raises(OverflowError):  # the driver's: a number that has more than 64 bits
-            by_the_driver(connection, text("SELECT :number"), {"number": 1 << 64})
-        assert by_the_driver(connection, text("SELECT :number"), {"number": 1}).row == (1,)
+            by_the_driver(connection, text("SELECT :number"), {"number": 1 << 64}, first)
+        assert by_the_driver(connection, text("SELECT :number"), {"number": 1}, first) == (1,)
