@@ -159,7 +159,7 @@ def test_an_async_call_is_cancelled_while_a_stopped_database_has_its_completion(
 ) -> None:
     """It is written when the database goes on, and a repeat replays."""
     # It is held up for a moment here, and not for half a minute.
-    monkeypatch.setattr(Shielded.__init__, "__defaults__", (0.1,))
+    monkeypatch.setattr(Shielded.__init__, "__defaults__", (0.1, False))
 
     def test(shop: Shop) -> Steps[None]:
         f, order = shop.function("leased", place.stop), shop.new()

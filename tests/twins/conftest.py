@@ -100,9 +100,9 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def arrange(happens: Callable[[], object], *, times: int = 1) -> None:
         left = times
 
-        def read_and_be_overtaken(self: Dialect, connection: Any, digest: bytes) -> Any:
+        def read_and_be_overtaken(self: Dialect, connection: Any, digest: bytes, *columns: str) -> Any:
             nonlocal left
-            row = read(self, connection, digest)
+            row = read(self, connection, digest, *columns)
             left -= 1
             monkeypatch.setattr(Dialect, "read", read)
             happens()
