@@ -37,7 +37,7 @@ class Ticket:
     def leads(self) -> bool:
         """True for the one who asks the ledger for all of them."""
         with _rooms.lock:
-            return self._in and _rooms.of[self._key][0] is self
+            return self._in and _rooms.of.get(self._key, [self])[0] is self
 
     def leave(self) -> None:
         """Let the next one ask. Once is enough."""
@@ -45,7 +45,9 @@ class Ticket:
             if not self._in:
                 return
             self._in = False
-            room = _rooms.of[self._key]
+            room = _rooms.of.get(self._key)
+            if room is None or self not in room:
+                return  # we are in a forked child, and the room was the parent's
             led = room[0] is self
             room.remove(self)
             if not room:

@@ -228,6 +228,7 @@ def test_a_forked_child_has_rooms_of_its_own() -> None:
             held = threading.Thread(target=lambda: rooms.enter(ledger, b"A").leave(), daemon=True)
             held.start()
             held.join(10)
+            ticket.leave()  # of a task that goes on in the child, too
             os._exit(1 if held.is_alive() or rooms._rooms.of else 0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     ticket.leave()
