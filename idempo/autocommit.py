@@ -7,9 +7,11 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
+from idempo.steps import Repeated, Steps
+
 T = TypeVar("T")
 
-__all__ = ["AT_ONCE", "committed_at_once", "switch_back"]
+__all__ = ["AT_ONCE", "committed_at_once", "given_back", "switch_back"]
 
 AT_ONCE = {"isolation_level": "AUTOCOMMIT", "pool_reset_on_return": None}
 """How an engine is made whose connections have no transactions: nothing is to be undone when one is given back."""
@@ -51,3 +53,12 @@ def switch_back(connection: Connection) -> None:
 
 def _raw(connection: Connection) -> Any:
     return connection.connection.dbapi_connection
+
+
+def given_back(connection: Any) -> Callable[[], Repeated]:
+    """Return what gives back a connection of an engine that is `AT_ONCE`: nothing is to be undone, nobody asked."""
+
+    def closing() -> Steps[None]:
+        yield connection.close()
+
+    return lambda: Repeated(closing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -15,7 +16,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
-from idempo.autocommit import AT_ONCE, committed_at_once, switch_back
+from idempo.autocommit import AT_ONCE, committed_at_once, given_back, switch_back
 from idempo.contracts import Colour
 from idempo.errors import ColourMismatchError, ConfigurationError
 from idempo.failures import is_conflict, is_disconnect, is_sqlite_busy
@@ -203,15 +204,20 @@ class Database:
         while True:
             connection = yield engine.connect()
             try:
-                if self._at_once and self._given is None:
-                    return (yield from ending(_work(connection, work), connection.close))
-                return (yield from ending(_do(connection, work), _closing(connection)))
+                if self._at_once and self._given is None and not self._closes_by_awaiting(colour):
+                    return (yield from ending(_do(connection, work), given_back(connection)))
+                committed = functools.partial(committed_at_once, work=work)
+                return (yield from ending(_do(connection, committed), _closing(connection)))
             except Exception as error:
                 tries += 1
                 lost = tries == 1 and is_disconnect(error)
                 if not (lost or (is_conflict(error) and tries < _TRIES)) or is_sqlite_busy(error):
                     raise
             yield Pause(0.002 * 2**tries)
+
+    def _closes_by_awaiting(self, colour: Colour) -> bool:
+        """True where there is no pool: a cancellation while a connection closes would leave it open."""
+        return colour == "async" and self.dialect == "sqlite"
 
     def aside(self, colour: Colour, work: Callable[[Connection], T]) -> Steps[T]:
         """The same, on a connection that the user's pool need not have to spare."""
@@ -276,13 +282,8 @@ def _drop(engine: AsyncEngine) -> None:
     engine.sync_engine.dispose(close=False)
 
 
-def _work(connection: Any, work: Callable[[Connection], T]) -> Steps[T]:
-    result: T = yield on(connection, work)
-    return result
-
-
 def _do(connection: Any, work: Callable[[Connection], T]) -> Steps[T]:
-    result: T = yield on(connection, lambda opened: committed_at_once(opened, work))
+    result: T = yield on(connection, work)
     return result
 
 

@@ -38,7 +38,7 @@ if state == 'running' then
   if till > since and since > now then
     -- The clock was set back since the lease began. Nobody knows how much of it is over, so it begins anew: a living
     -- owner is not taken for dead too early, and a dead one does not hold the key until the clock has made up for it.
-    till = now + till - since
+    till, since = now + till - since, now
     redis.call('HSET', KEYS[1], 'lease', us(till), 'leased', us(now))
   end
   local left = math.min(till - now, till - since)

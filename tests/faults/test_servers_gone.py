@@ -181,7 +181,7 @@ def test_a_paused_redis_fails_the_claim_within_the_clients_own_timeout(place: Pl
         for name, f in made.items():
             assert (yield f(*given[name])) == 1
 
-    driven(place, test, socket_timeout=0.2, socket_connect_timeout=0.2)
+    driven(place, test, socket_timeout=0.5, socket_connect_timeout=0.5)
 
 
 def test_a_redis_paused_at_the_completion_gets_it_when_it_goes_on(place: Place) -> None:
@@ -195,7 +195,7 @@ def test_a_redis_paused_at_the_completion_gets_it_when_it_goes_on(place: Place) 
         outcome = yield f.outcome(1)
         assert (outcome.value, outcome.attempt, outcome.replayed) == (1, 1, True)
 
-    driven(place, test, socket_timeout=0.2, socket_connect_timeout=0.2)
+    driven(place, test, socket_timeout=0.5, socket_connect_timeout=0.5)
 
 
 # ------------------------------------------------------------------------ emptied, evicting, out of memory

@@ -23,8 +23,9 @@ from idempo import (
     UniqueInsert,
 )
 from idempo.contracts import Colour
-from idempo.steps import Steps
-from idempo.testing import Effects, Gate, drive
+from idempo.records import Claimed, InProgress
+from idempo.steps import Steps, run
+from idempo.testing import Effects, Gate, drive, ledger_of, new_call
 from tests.faults.proxy import Proxy
 from tests.servers import Server, fresh_database
 from tests.traps.support import Declined, Running, calling, caught, decorated, until
@@ -472,3 +473,25 @@ def test_a_tier_that_is_not_required_falls_through_while_it_is_down(
         yield inside.close()
 
     behind(store, colour, test)
+
+
+@pytest.mark.parametrize("server", ["redis_server", "redis62", "valkey"])
+def test_the_first_who_asks_after_the_clock_was_set_back_does_not_take_a_living_owner_for_dead(
+    server: str, request: pytest.FixtureRequest
+) -> None:
+    url = fresh_database(request.getfixturevalue(server))
+    strategy, client = RedisCache(url), redis.Redis.from_url(url)
+    ledger = ledger_of(strategy, "sync")
+    owner, other = new_call("A-1"), new_call("A-1")
+    assert isinstance(run(ledger.claim(owner, None)), Claimed)
+    name = b"idempo:" + owner.digest.hex().encode()
+    for field in ("lease", "leased"):
+        began = client.hget(name, field)
+        assert isinstance(began, bytes)
+        client.hset(name, field, int(began) + 3600 * 1_000_000)  # as if the clock had been an hour ahead then
+    answer = run(ledger.claim(other, None))
+    assert isinstance(answer, InProgress)
+    assert 0 < answer.lease_left <= owner.lease
+    assert run(ledger.renew(owner, 30)) is True
+    strategy.close()
+    client.close()
