@@ -167,7 +167,8 @@ class Database:
 
     def _options(self, colour: Colour) -> dict[str, Any]:
         options = options_for(self._named, colour)
-        return options | AT_ONCE if self._at_once else options
+        # Awaiting ones are given back behind a shield, as those of the user: a cancellation may come at any time.
+        return options | AT_ONCE if self._at_once and colour == "sync" else options
 
     def session(self, colour: Colour, bind: Any = None) -> Any:
         """Return a new session as the user's sessionmaker makes it, on `bind` instead of the engine if given."""
@@ -204,7 +205,7 @@ class Database:
         while True:
             connection = yield engine.connect()
             try:
-                if self._at_once and self._given is None and not self._closes_by_awaiting(colour):
+                if self._at_once and self._given is None and colour == "sync":
                     return (yield from ending(_do(connection, work), given_back(connection)))
                 committed = functools.partial(committed_at_once, work=work)
                 return (yield from ending(_do(connection, committed), _closing(connection)))
@@ -214,10 +215,6 @@ class Database:
                 if not (lost or (is_conflict(error) and tries < _TRIES)) or is_sqlite_busy(error):
                     raise
             yield Pause(0.002 * 2**tries)
-
-    def _closes_by_awaiting(self, colour: Colour) -> bool:
-        """True where there is no pool: a cancellation while a connection closes would leave it open."""
-        return colour == "async" and self.dialect == "sqlite"
 
     def aside(self, colour: Colour, work: Callable[[Connection], T]) -> Steps[T]:
         """The same, on a connection that the user's pool need not have to spare."""
