@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -35,23 +36,28 @@ Came: TypeAlias = "Done | Exception"
 """What became of one call: its answer, or what it raises."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What the calls of one batch share, and what came of them so far, by the digests of their keys."""
+
+    ledger: BatchingLedger
+    terms: Terms
+    function: Inner
+    patience: Patience
+    came: dict[bytes, Came] = field(default_factory=dict)
+
+
 def batched(
     ledger: BatchingLedger, calls: Sequence[Call], terms: Terms, function: Inner
 ) -> Steps[list[Came]]:
     """Answer each call, in order. A key that stands in the batch twice is asked for once."""
-    came: dict[bytes, Came] = {}
     leading: dict[bytes, Call] = {}
     for call in calls:
         leading.setdefault(call.digest, call)
-    patience = Patience(terms.wait)
+    batch = _Batch(ledger, terms, function, Patience(terms.wait))
     for some in _parts(list(leading.values()), lambda _: 0):
-        yield from _some(ledger, some, terms, function, patience, came)
-    return [
-        came[call.digest]
-        if call is leading[call.digest]
-        else _repeat(came, leading[call.digest], call, terms)
-        for call in calls
-    ]
+        yield from _some(batch, some)
+    return [_answer(batch, leading[call.digest], call) for call in calls]
 
 
 def each(inner: Inner, calls: Sequence[Call]) -> Steps[list[Came]]:
@@ -65,56 +71,49 @@ def each(inner: Inner, calls: Sequence[Call]) -> Steps[list[Came]]:
     return came
 
 
-def _some(
-    ledger: BatchingLedger,
-    calls: Sequence[Call],
-    terms: Terms,
-    function: Inner,
-    patience: Patience,
-    came: dict[bytes, Came],
-) -> Steps[None]:
+def _some(batch: _Batch, calls: Sequence[Call]) -> Steps[None]:
     asked = time.monotonic()
-    answers = yield from _claim(ledger, calls, terms)
+    answers = yield from _claim(batch, calls)
     mine: list[Call] = []
     others: list[Call] = []
     for call, answer in zip(calls, answers, strict=True):
         match answer:
             case Claimed(fence, number):
                 claimed = replace(call, fence=fence, attempt=number, deadline=asked + call.lease)
-                tell(terms.hooks, "claimed", claimed)
+                tell(batch.terms.hooks, "claimed", claimed)
                 mine.append(claimed)
             case Completed():
                 try:
-                    came[call.digest] = replay(answer, call, terms)
+                    batch.came[call.digest] = replay(answer, call, batch.terms)
                 except Exception as error:
-                    came[call.digest] = error
+                    batch.came[call.digest] = error
             case _:
                 others.append(call)
-    yield from _first_runs(ledger, mine, terms, function, came)
-    yield from _one_by_one(ledger, others, terms, function, patience, came)
+    yield from _first_runs(batch, mine)
+    yield from _one_by_one(batch, others)
 
 
-def _claim(ledger: BatchingLedger, calls: Sequence[Call], terms: Terms) -> Steps[Sequence[Answer | None]]:
+def _claim(batch: _Batch, calls: Sequence[Call]) -> Steps[Sequence[Answer | None]]:
     """Claim all. Where that fails nobody knows whose fault it is, so each is asked for alone.
 
     A caller that is cancelled meanwhile leaves no claim behind: nothing has started.
     """
     try:
-        return (yield from ledger.claim_many(calls))
+        return (yield from batch.ledger.claim_many(calls))
     except Exception as error:
-        tell(terms.hooks, "unavailable", calls[0], f"claims of {len(calls)} calls: {type(error).__name__}")
+        said = f"claims of {len(calls)} calls: {type(error).__name__}"
+        tell(batch.terms.hooks, "unavailable", calls[0], said)
         return [None] * len(calls)
     except GeneratorExit:
         raise
     except BaseException:
-        yield Shielded(lambda: _release(ledger, calls, terms), late=True)
+        yield Shielded(lambda: _release(batch, calls), late=True)
         raise
 
 
-def _first_runs(
-    ledger: BatchingLedger, calls: Sequence[Call], terms: Terms, function: Inner, came: dict[bytes, Came]
-) -> Steps[None]:
+def _first_runs(batch: _Batch, calls: Sequence[Call]) -> Steps[None]:
     """The claims are ours: run the function for each, in order, all of them under leases that are kept alive."""
+    ledger, terms = batch.ledger, batch.terms
     beats: list[Any] = []
     done: list[tuple[Call, Done]] = []
     started = 0
@@ -124,29 +123,28 @@ def _first_runs(
         for call, beat in zip(calls, beats, strict=True):
             started += 1
             try:
-                done.append((call, (yield from run_first(ledger, call, terms, function))))
+                done.append((call, (yield from run_first(ledger, call, terms, batch.function))))
             except Exception as error:
                 beat.stop()
-                came[call.digest] = error
+                batch.came[call.digest] = error
                 rooms.tell(ledger, call.digest, None)
-        yield from _record(ledger, done, terms, came)
+        yield from _record(batch, done)
     except GeneratorExit:
         raise
     except BaseException:
         # What has run is recorded, what has not begun is free, and the one in between is left to its lease.
         if started:
-            yield Shielded(lambda: _complete(ledger, done, terms), late=True)
-        yield Shielded(lambda: _release(ledger, calls[started:], terms), late=True)
+            yield Shielded(lambda: _complete(batch, done), late=True)
+        yield Shielded(lambda: _release(batch, calls[started:]), late=True)
         raise
     finally:
         for beat in beats:
             beat.stop()
 
 
-def _record(
-    ledger: BatchingLedger, done: Sequence[tuple[Call, Done]], terms: Terms, came: dict[bytes, Came]
-) -> Steps[None]:
-    kept = yield Repeated(lambda: _complete(ledger, done, terms))
+def _record(batch: _Batch, done: Sequence[tuple[Call, Done]]) -> Steps[None]:
+    ledger, terms, came = batch.ledger, batch.terms, batch.came
+    kept = yield Repeated(lambda: _complete(batch, done))
     for (call, first), was_kept in zip(done, kept, strict=True):
         if isinstance(was_kept, Exception):
             told = unwritten(call, terms, first.value)
@@ -160,18 +158,17 @@ def _record(
             came[call.digest] = lost(call, terms, first.value, (yield from winner(ledger, call, terms)))
 
 
-def _complete(
-    ledger: BatchingLedger, done: Sequence[tuple[Call, Done]], terms: Terms
-) -> Steps[list[bool | Exception]]:
+def _complete(batch: _Batch, done: Sequence[tuple[Call, Done]]) -> Steps[list[bool | Exception]]:
     """Record the first results; try again, one by one, while the ledger is away and the leases are kept alive."""
     kept: dict[bytes, bool | Exception] = {}
+    terms = batch.terms
     patience = Patience(terms.completing)
     left = list(_parts([(call, first.payload) for call, first in done], _length))
     while left:
         failed: list[list[tuple[Call, Payload]]] = []
         for some in left:
             try:
-                answers = yield from ledger.complete_many(some)
+                answers = yield from batch.ledger.complete_many(some)
             except Exception as error:
                 call = some[0][0]
                 tell(terms.hooks, "unavailable", call, f"completion: {type(error).__name__}")
@@ -187,29 +184,23 @@ def _complete(
     return [kept[call.digest] for call, _ in done]
 
 
-def _release(ledger: BatchingLedger, calls: Sequence[Call], terms: Terms) -> Steps[None]:
+def _release(batch: _Batch, calls: Sequence[Call]) -> Steps[None]:
     for call in calls:
-        if (yield from attempt(ledger.release(call), call, terms)) is None:
+        if (yield from attempt(batch.ledger.release(call), call, batch.terms)) is None:
             return  # the ledger is away: their leases end by themselves
 
 
-def _one_by_one(
-    ledger: BatchingLedger,
-    calls: Sequence[Call],
-    terms: Terms,
-    function: Inner,
-    patience: Patience,
-    came: dict[bytes, Came],
-) -> Steps[None]:
+def _one_by_one(batch: _Batch, calls: Sequence[Call]) -> Steps[None]:
     """Those that have to wait, each as if it were called alone; together they wait for as long as one would."""
     away: list[Exception] = []
+    terms, came = batch.terms, batch.came
     for call in calls:
         if len(away) >= _AWAY:
             came[call.digest] = unavailable(call, terms, away[-1])
             continue
-        mine = dataclasses.replace(terms, wait=terms.wait.within(patience.left))
+        mine = dataclasses.replace(terms, wait=terms.wait.within(batch.patience.left))
         try:
-            came[call.digest] = yield from once(ledger, call, mine, function)
+            came[call.digest] = yield from once(batch.ledger, call, mine, batch.function)
             away.clear()
         except Exception as error:
             came[call.digest] = error
@@ -219,15 +210,17 @@ def _one_by_one(
                 away.clear()
 
 
-def _repeat(came: Mapping[bytes, Came], leading: Call, call: Call, terms: Terms) -> Came:
-    """The answer for a call whose key stands in the batch before."""
-    first = came[call.digest]
+def _answer(batch: _Batch, leading: Call, call: Call) -> Came:
+    """What came of a call; of a repeat within the batch, what came of the first one with its key."""
+    first = batch.came[call.digest]
+    if call is leading:
+        return first
     try:
-        check_arguments(leading.fingerprint, call, terms)
+        check_arguments(leading.fingerprint, call, batch.terms)
         if isinstance(first, Exception):
             return first
         known = Completed(first.payload, leading.fingerprint, first.fence, first.attempt, first.keep_left)
-        return replay(known, call, terms)
+        return replay(known, call, batch.terms)
     except Exception as error:
         return error
 

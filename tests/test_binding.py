@@ -21,6 +21,22 @@ def rest(a: Any, /, b: Any = 2, *more: Any, c: Any = 3, **named: Any) -> Any:
     return a, b, more, c, named
 
 
+def bare(a: Any, b: Any) -> Any:
+    return a, b
+
+
+def named(a: Any, *, b: Any) -> Any:
+    return a, b
+
+
+def anything(*args: Any, **kwargs: Any) -> Any:
+    return args, kwargs
+
+
+def injected(a: Any, /, session: Any, b: Any = 2, *more: Any, **rest: Any) -> Any:
+    return a, session, b, more, rest
+
+
 CALLS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
     ((1,), {}),
     ((1, 5), {}),
@@ -33,10 +49,15 @@ CALLS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
     ((1, 2, 3), {}),
     ((1,), {"z": 1}),
     ((), {"b": 1}),
+    ((1, 2), {}),
+    ((), {"a": 1, "b": 2}),
+    ((1,), {"b": 2, "z": 3}),
+    ((), {"a": 1, "b": 2, "z": 3}),
+    ((), {"args": 1}),
 ]
 
 
-@pytest.mark.parametrize("function", [plain, sparse, rest])
+@pytest.mark.parametrize("function", [plain, sparse, rest, bare, named, anything, injected])
 @pytest.mark.parametrize(("args", "kwargs"), CALLS)
 def test_a_call_is_bound_and_made_as_inspect_does_it(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -76,3 +97,13 @@ def test_a_parameter_that_takes_either_is_given_by_position() -> None:
     binder = Binder(inspect.signature(plain))
     binder.call(around, binder.bind((1,), {"b": 5}))
     assert seen == [((1, 5), {"c": 3})]
+
+
+def test_what_a_strategy_fills_in_may_be_missing_whatever_else_the_function_takes() -> None:
+    bound = Binder(inspect.signature(injected), {"session"}).bind((1,), {})
+    assert bound == {"a": 1, "b": 2, "more": (), "rest": {}}
+
+
+def test_what_nobody_filled_in_is_missing_for_the_function_as_for_any_other_caller() -> None:
+    with pytest.raises(TypeError, match=r"bare\(\) missing 1 required positional argument: 'a'"):
+        Binder(inspect.signature(bare), {"a"}).call(bare, {"b": 2})

@@ -1,6 +1,7 @@
 """A ledger sends its statements by the driver's own cursor: errors are those of SQLAlchemy all the same."""
 
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -124,3 +125,11 @@ def test_an_interrupted_statement_takes_its_connection_along(
         assert connection.invalidated
     monkeypatch.undo()
     engine.dispose()
+
+
+def test_an_error_that_is_not_the_databases_passes_untouched(tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path}/any.db", poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        with pytest.raises(OverflowError):  # the driver's: a number that has more than 64 bits
+            by_the_driver(connection, text("SELECT :number"), {"number": 1 << 64}, first)
+        assert by_the_driver(connection, text("SELECT :number"), {"number": 1}, first) == (1,)

@@ -205,6 +205,23 @@ def test_a_disk_that_stays_full_makes_the_outcome_unknown_and_the_claim_stays(
     drive(colour, test())
 
 
+def filling(disk: Disk, result: str, before: str = "") -> Any:
+    """A payment that fills the disk when it is made for the first time; before that it sends one more statement."""
+    full = [True]
+
+    def pays(order: int, key: str, session: Any) -> Steps[str]:
+        session.add(Payment(order_id=order, no=key))
+        yield session.flush()
+        if full.pop():
+            if before:
+                yield session.execute(text(before))
+            disk.fill()
+        full.append(False)
+        return result
+
+    return pays
+
+
 @colours
 def test_a_transaction_that_cannot_be_completed_for_want_of_space_has_no_effect(
     disk: Disk, url: str, colour: Colour
@@ -213,17 +230,7 @@ def test_a_transaction_that_cannot_be_completed_for_want_of_space_has_no_effect(
     shop = Shop(url, colour, poolclass=NullPool)
 
     def test() -> Steps[None]:
-        full = [True]
-
-        def pays(order: int, key: str, session: Any) -> Steps[str]:
-            session.add(Payment(order_id=order, no=key))
-            yield session.flush()
-            if full.pop():
-                disk.fill()
-            full.append(False)
-            return BIG
-
-        f = shop.function(pays, UniqueInsert(shop.engine, join="session"))
+        f = shop.function(filling(disk, BIG), UniqueInsert(shop.engine, join="session"))
         error = yield from caught(LedgerUnavailableError, lambda: f(1, "A-1"))
         assert error.ran is True
         assert isinstance(error.__cause__, OperationalError)
@@ -259,17 +266,7 @@ def test_a_commit_that_fails_for_want_of_space_has_no_effect(disk: Disk, url: st
             connection.exec_driver_sql(statement)
 
     def test() -> Steps[None]:
-        full = [True]
-
-        def pays(order: int, key: str, session: Any) -> Steps[str]:
-            session.add(Payment(order_id=order, no=key))
-            yield session.flush()
-            if full.pop():
-                disk.fill()
-            full.append(False)
-            return "paid"
-
-        f = shop.function(pays, UniqueInsert(shop.engine, join="session"))
+        f = shop.function(filling(disk, "paid"), UniqueInsert(shop.engine, join="session"))
         error = yield from caught(LedgerUnavailableError, lambda: f(1, "A-1"))
         assert error.ran is True
         assert error.__cause__.orig.sqlstate == DISK_FULL
@@ -295,18 +292,8 @@ def test_a_postgres_that_ends_at_the_commit_for_want_of_space_has_all_or_nothing
         shop = Shop(url, colour, poolclass=NullPool)
 
         def test() -> Steps[None]:
-            full = [True]
-
-            def pays(order: int, key: str, session: Any) -> Steps[str]:
-                session.add(Payment(order_id=order, no=key))
-                yield session.flush()
-                if full.pop():
-                    yield session.execute(text("SELECT pg_switch_wal()"))
-                    disk.fill()
-                full.append(False)
-                return "paid"
-
-            f = shop.function(pays, UniqueInsert(shop.engine, join="session"))
+            switch = "SELECT pg_switch_wal()"
+            f = shop.function(filling(disk, "paid", switch), UniqueInsert(shop.engine, join="session"))
             error = yield from caught(IdempoError, lambda: f(1, "A-1"))
             assert isinstance(error, LedgerUnavailableError | OutcomeUnknownError)
             assert error.ran is not False

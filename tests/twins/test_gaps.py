@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,15 @@ from idempo import (
     Memory,
     OneTimeToken,
     OutcomeUnknownError,
-    RedisCache,
     UniqueInsert,
     current,
     idempotent,
 )
 from idempo.keys import MAX_KEY, MAX_TEXT, key_given, key_source
 from idempo.leases import KeepAlive, _tickers
-from idempo.records import InProgress, Orphan, Payload
+from idempo.records import InProgress, Orphan
 from idempo.steps import Steps, run
 from idempo.testing import new_call
-from tests.servers import Server, fresh_database
 from tests.tokens.support import Clock
 
 SECONDS = 30
@@ -185,47 +183,6 @@ def test_one_thread_renews_all_leases_of_a_ledger() -> None:
     assert len(set(threading.enumerate()) - before) == 1
     for beat in beats:
         beat.stop()
-
-
-@pytest.fixture(params=["memory", "sqlite", "redis"])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    strategy: Any = Memory()
-    if request.param == "sqlite":
-        strategy = UniqueInsert(f"sqlite:///{tmp_path / 'records.db'}")
-    if request.param == "redis":
-        server: Server = request.getfixturevalue("redis_server")
-        strategy = RedisCache(fresh_database(server))
-
-    @idempotent(key="{order}", using=strategy)
-    def unused(order: str) -> None: ...
-
-    yield unused.__idempo__.layers[0].ledger  # type: ignore[attr-defined]
-    if request.param != "memory":
-        strategy.close()
-
-
-def test_a_renewed_claim_is_kept_for_longer_than_its_lease(ledger: Any) -> None:
-    """Else the record of a function that runs for longer than keep= would end under it."""
-    call = replace(new_call(), lease=10.0, keep=20.0)
-
-    def steps() -> Steps[Any]:
-        yield from ledger.claim(call, None)
-        assert (yield from ledger.renew(call, 1000.0))
-        return (yield from ledger.lookup(call.digest))
-
-    assert run(steps()).keep_left > 1000
-
-
-def test_a_first_result_cannot_be_released_by_its_owner(ledger: Any) -> None:
-    call = new_call()
-
-    def steps() -> Steps[Any]:
-        yield from ledger.claim(call, None)
-        assert (yield from ledger.complete(call, Payload("completed", b"1")))
-        assert not (yield from ledger.release(call))
-        return (yield from ledger.lookup(call.digest))
-
-    assert run(steps()).payload == Payload("completed", b"1")
 
 
 def test_memory_honours_a_lease_to_its_end() -> None:

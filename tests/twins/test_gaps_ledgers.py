@@ -192,3 +192,27 @@ def test_a_lease_that_its_owner_ended_may_be_forgotten_whatever_the_clock_says()
     assert record is not None
     assert record.state == "orphan"
     assert run(memory.forget(call.digest))
+
+
+def test_a_renewed_claim_is_kept_for_longer_than_its_lease(ledger: Any) -> None:
+    """Else the record of a function that runs for longer than keep= would end under it."""
+    call = replace(new_call(), lease=10.0, keep=20.0)
+
+    def steps() -> Steps[Any]:
+        yield from ledger.claim(call, None)
+        assert (yield from ledger.renew(call, 1000.0))
+        return (yield from ledger.lookup(call.digest))
+
+    assert run(steps()).keep_left > 1000
+
+
+def test_a_first_result_cannot_be_released_by_its_owner(ledger: Any) -> None:
+    call = new_call()
+
+    def steps() -> Steps[Any]:
+        yield from ledger.claim(call, None)
+        assert (yield from ledger.complete(call, Payload("completed", b"1")))
+        assert not (yield from ledger.release(call))
+        return (yield from ledger.lookup(call.digest))
+
+    assert run(steps()).payload == Payload("completed", b"1")
