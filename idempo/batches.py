@@ -18,10 +18,10 @@ from idempo.asking import attempt
 from idempo.contracts import BatchingLedger, Inner, Terms
 from idempo.errors import LedgerUnavailableError
 from idempo.events import tell
-from idempo.leases import KeepAlive
+from idempo.leases import Beat, KeepAlive, end
 from idempo.protocol import once, renewal, run_first, winner
 from idempo.records import Answer, Call, Claimed, Completed, Done, Payload, replace
-from idempo.steps import Pause, Repeated, Shielded, Steps
+from idempo.steps import Pause, Repeated, Shielded, Steps, ending
 from idempo.verdicts import check_arguments, first_result, lost, replay, unavailable, unwritten
 from idempo.waiting import Patience
 
@@ -113,8 +113,12 @@ def _claim(batch: _Batch, calls: Sequence[Call]) -> Steps[Sequence[Answer | None
 
 def _first_runs(batch: _Batch, calls: Sequence[Call]) -> Steps[None]:
     """The claims are ours: run the function for each, in order, all of them under leases that are kept alive."""
+    beats: list[Beat] = []
+    return (yield from ending(_run_and_record(batch, calls, beats), lambda: end(*beats)))
+
+
+def _run_and_record(batch: _Batch, calls: Sequence[Call], beats: list[Beat]) -> Steps[None]:
     ledger, terms = batch.ledger, batch.terms
-    beats: list[Any] = []
     done: list[tuple[Call, Done]] = []
     started = 0
     try:

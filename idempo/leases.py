@@ -13,15 +13,15 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
 
 from idempo.steps import Request, Steps, arun, run
 
-__all__ = ["Beat", "KeepAlive"]
+__all__ = ["Beat", "Ended", "KeepAlive", "end"]
 
 _IDLE = 60.0
+_LAST = 1.0  # seconds that a call waits for a renewal under way; a store that is there answers in less
 _FEW = 256
 
 
@@ -33,13 +33,15 @@ def _nothing() -> Steps[bool]:
 class Beat:
     """One watched lease. `renew` is called every `every` seconds until it answers False or the beat is stopped."""
 
-    __slots__ = ("every", "renew", "stopped", "timer")
+    __slots__ = ("every", "renew", "stopped", "task", "timer")
 
     def __init__(self, every: float, renew: Callable[[], Steps[bool]]) -> None:
         self.every = every
         self.renew = renew
         self.stopped = False
         self.timer: asyncio.TimerHandle | None = None
+        self.task: asyncio.Task[None] | None = None
+        """The renewal that is under way in an event loop."""
 
     def stop(self) -> None:
         """No further renewal starts. One that is under way may end; the ledger refuses it if it comes late."""
@@ -47,6 +49,27 @@ class Beat:
         self.renew = _nothing  # the beat may lie in a queue for a while; the call must not
         if self.timer is not None:
             self.timer.cancel()
+
+
+@dataclass(frozen=True, slots=True)
+class Ended(Request):
+    """Wait for the last renewals: an event loop that ends meanwhile would break off their conversation."""
+
+    tasks: Collection[asyncio.Task[None]]
+
+    def blocking(self) -> None:
+        pass  # what a thread renews does not end with the call
+
+    async def awaiting(self) -> None:
+        await asyncio.wait(self.tasks, timeout=_LAST)
+
+
+def end(*beats: Beat) -> Ended | None:
+    """Stop `beats`. What comes back is to be waited for."""
+    for beat in beats:
+        beat.stop()
+    under_way = {beat.task for beat in beats if beat.task is not None}
+    return Ended(under_way) if under_way else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +91,7 @@ class KeepAlive(Request):
         return beat
 
 
-_tasks: set[asyncio.Task[Any]] = set()  # a loop keeps only weak references to its tasks
+_renewing: set[Beat] = set()  # a loop keeps only weak references to its tasks
 
 
 def _tick_in_loop(beat: Beat, loop: asyncio.AbstractEventLoop) -> None:
@@ -76,11 +99,15 @@ def _tick_in_loop(beat: Beat, loop: asyncio.AbstractEventLoop) -> None:
         if await arun(beat.renew()) and not beat.stopped:
             _tick_in_loop(beat, loop)
 
+    def over(_: object) -> None:
+        beat.task = None
+        _renewing.discard(beat)
+
     def due() -> None:
         if not beat.stopped:
-            task = loop.create_task(renew())
-            _tasks.add(task)
-            task.add_done_callback(_tasks.discard)
+            beat.task = loop.create_task(renew())
+            _renewing.add(beat)
+            beat.task.add_done_callback(over)
 
     beat.timer = loop.call_later(beat.every, due)
 

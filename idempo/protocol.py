@@ -16,7 +16,7 @@ from idempo.asking import ask, attempt, judge
 from idempo.contracts import Inner, Layer, Ledger, Terms
 from idempo.errors import IdempoError
 from idempo.events import tell
-from idempo.leases import KeepAlive
+from idempo.leases import Beat, KeepAlive, end
 from idempo.records import (
     MISSING,
     Answer,
@@ -30,7 +30,7 @@ from idempo.records import (
     Orphan,
     replace,
 )
-from idempo.steps import Pause, Repeated, Shielded, Steps
+from idempo.steps import Pause, Repeated, Shielded, Steps, ending
 from idempo.verdicts import (
     check_arguments,
     first_result,
@@ -117,6 +117,13 @@ def _claim(ledger: Ledger, call: Call, terms: Terms, over: int | None) -> Steps[
 def _first_run(ledger: Ledger, call: Call, terms: Terms, inner: Inner, *, orphan: bool) -> Steps[Done]:
     """The claim is ours: run the function under a lease that is kept alive, then record what came of it."""
     beat = yield KeepAlive(ledger, call.lease / 3, lambda: renewal(ledger, call, terms))
+    running = _run_and_record(ledger, call, terms, inner, beat, orphan=orphan)
+    return (yield from ending(running, lambda: end(beat)))
+
+
+def _run_and_record(
+    ledger: Ledger, call: Call, terms: Terms, inner: Inner, beat: Beat, *, orphan: bool
+) -> Steps[Done]:
     first: Completed | None = None
     try:
         done = (yield from _probe(ledger, call, terms)) if orphan else None

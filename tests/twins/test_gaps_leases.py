@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from idempo import Event, Memory, idempotent, leases
-from idempo.leases import Beat, KeepAlive, _tasks, _tickers
+from idempo.leases import Beat, KeepAlive, _renewing, _tickers
 from idempo.records import Call
 from idempo.steps import Steps
 from tests.twins.mutation import ROOT
@@ -216,7 +216,7 @@ def test_a_renewal_under_way_is_not_lost_to_the_garbage_collector_and_not_kept_a
         return await asyncio.wait_for(renewed.wait(), SECONDS)
 
     assert asyncio.run(place("A-1"))
-    assert not _tasks
+    assert not _renewing
 
 
 FORKED = """
