@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import Connection, TextClause
 
@@ -51,6 +51,13 @@ _COMPLETE_MANY = (
     "r.keep_until = {clock} + :keep WHERE r.state IN ('running', c.state)"
 )
 _COMPLETED = f"SELECT r.digest FROM {_FIRSTS} WHERE r.state = c.state"
+_OVER = "SELECT digest FROM {table} WHERE keep_until <= {clock} ORDER BY keep_until LIMIT :batch OFFSET :seen"
+_BY_DIGEST = (
+    "JSON_TABLE(:listed, '$[*]' COLUMNS (digest CHAR(64) PATH '$[0]')) AS a "
+    "STRAIGHT_JOIN {table} AS r ON r.digest = UNHEX(a.digest)"
+)
+_LOCK_OVER = f"SELECT r.digest FROM {_BY_DIGEST} WHERE r.keep_until <= {{clock}} FOR UPDATE"
+_DELETE_LOCKED = f"DELETE r FROM {_BY_DIGEST}"
 
 
 class MySQL(Dialect):
@@ -59,6 +66,7 @@ class MySQL(Dialect):
     # UTC, so that no daylight saving time makes an hour happen twice.
     clock = "TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6))"
     placeholder = True
+    skipping: ClassVar[str] = " OF r SKIP LOCKED"
 
     def claim_many(self, connection: Connection, calls: Sequence[Call]) -> list[Answer | None]:
         described = [identity(call) for call in calls]
@@ -111,8 +119,36 @@ class MySQL(Dialect):
                 connection.exec_driver_sql("SET SESSION innodb_lock_wait_timeout = @idempo_before")
 
     def purge(self, connection: Connection, batch: int) -> int:
-        sql = "DELETE FROM {table} WHERE keep_until <= {clock} ORDER BY keep_until LIMIT :batch"
-        return self.change(connection, sql, {"batch": batch})
+        """Look for what is over without a lock, then lock those rows alone, by their keys, and nothing in between.
+
+        Locks on the way along the index would hold up whoever completes, renews or inserts a record near them.
+        """
+        seen = 0
+        while True:
+            values = {"batch": batch, "seen": seen}
+            over = self._send(connection, self.statement(_OVER), values, every)
+            deleted = self._delete_over(connection, over) if over else 0
+            if deleted or len(over) < batch:
+                return deleted
+            seen += batch  # all of them are locked, or claimed anew: there may be others
+
+    def _delete_over(self, connection: Connection, over: Sequence[Any]) -> int:
+        """Delete those of these records that are still over and that nobody has locked."""
+        deleted = 0
+        # Without the locks on gaps of the levels above (MySQL manual, "Transaction Isolation Levels"). For one
+        # transaction only.
+        for begin in ("SET TRANSACTION ISOLATION LEVEL READ COMMITTED", "START TRANSACTION"):
+            self.change(connection, begin, {})
+        try:
+            mine = self._send(connection, self.statement(_LOCK_OVER + self.skipping), _digests(over), every)
+            if mine:
+                deleted = self.change(connection, _DELETE_LOCKED, _digests(mine))
+        except BaseException:
+            if not connection.invalidated:
+                self.change(connection, "ROLLBACK", {})
+            raise
+        self.change(connection, "COMMIT", {})
+        return deleted
 
     def is_busy(self, error: BaseException) -> bool:
         return codes(error)[1] in (_LOCK_WAIT_TIMEOUT, _NOWAIT_FAILED)
@@ -120,6 +156,8 @@ class MySQL(Dialect):
 
 class MariaDB(MySQL):
     """MariaDB 10.6 and newer: the bound is part of the statement (its manual, "SET STATEMENT", "WAIT and NOWAIT")."""
+
+    skipping = " SKIP LOCKED"
 
     def lock_clause(self, wait: float) -> str:
         return " NOWAIT" if wait <= 0 else f" WAIT {max(1, math.ceil(wait))}"
@@ -137,3 +175,7 @@ class MariaDB(MySQL):
 
 def _listed(rows: Sequence[Sequence[Any]]) -> str:
     return json.dumps([[one.hex() if isinstance(one, bytes) else one for one in row] for row in rows])
+
+
+def _digests(rows: Sequence[Any]) -> dict[str, str]:
+    return {"listed": _listed([[bytes(row[0])] for row in rows])}
