@@ -188,9 +188,10 @@ class PostgreSQL(Dialect):
         return True
 
     def purge(self, connection: Connection, batch: int) -> int:
+        # The clock is read once: compared with one that goes on, the index would be read to its end.
         sql = (
-            "DELETE FROM {table} WHERE digest IN (SELECT digest FROM {table} WHERE keep_until <= {clock} "
-            "ORDER BY keep_until LIMIT :batch FOR UPDATE SKIP LOCKED)"
+            "DELETE FROM {table} WHERE digest = ANY (ARRAY(SELECT digest FROM {table} "
+            "WHERE keep_until <= (SELECT {clock}) ORDER BY keep_until LIMIT :batch FOR UPDATE SKIP LOCKED))"
         )
         return self.change(connection, sql, {"batch": batch})
 
