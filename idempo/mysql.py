@@ -123,14 +123,16 @@ class MySQL(Dialect):
 
         Locks on the way along the index would hold up whoever completes, renews or inserts a record near them.
         """
-        seen = 0
-        while True:
-            values = {"batch": batch, "seen": seen}
-            over = self._send(connection, self.statement(_OVER), values, every)
-            deleted = self._delete_over(connection, over) if over else 0
-            if deleted or len(over) < batch:
-                return deleted
-            seen += batch  # all of them are locked, or claimed anew: there may be others
+        deleted = skipped = 0
+        while deleted < batch:
+            wanted = {"batch": batch - deleted, "seen": skipped}
+            over = self._send(connection, self.statement(_OVER), wanted, every)
+            if not over:
+                break
+            gone = self._delete_over(connection, over)
+            deleted += gone
+            skipped += len(over) - gone  # locked, or claimed anew
+        return deleted
 
     def _delete_over(self, connection: Connection, over: Sequence[Any]) -> int:
         """Delete those of these records that are still over and that nobody has locked."""
