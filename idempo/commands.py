@@ -14,6 +14,7 @@ import typer
 from idempo.errors import IdempoError
 from idempo.inspection import Inspection, Wanted, inspect
 from idempo.presentation import cell, described, print_table, without_password
+from idempo.purging import Progress, purging
 from idempo.records import Record
 
 __all__ = ["app", "run"]
@@ -217,20 +218,22 @@ def show(
 def purge(
     url: Url,
     batch: Annotated[int, typer.Option(min=1, max=100_000, help="Records per transaction.")] = 1000,
+    pause: Annotated[float, typer.Option(min=0, max=3600, help="Seconds between batches.")] = 0.0,
+    at_most: Annotated[int | None, typer.Option(min=1, help="End after so many.", show_default=False)] = None,
     table: TableName = "idempo_records",
 ) -> None:
     """Delete the records whose retention is over.
 
-    Goes on in batches until none is left, and says how many there were. On Redis they expire by themselves.
+    Goes on in batches until one is not full, and says how many there were. On Redis they expire by themselves. What
+    others have locked is left for the next time. An interrupt ends it after the batch.
     """
     with _store(url, table, "idempo:") as store:
         if not store.schema():
             print("nothing to purge: Redis lets records expire by itself", file=sys.stderr)
             return
-        total = 0
-        while deleted := store.purge(batch):
-            total += deleted
-    print(f"purged {total} record{'' if total == 1 else 's'}")
+        with Progress() as progress:
+            for deleted in purging(store, batch, pause, at_most):
+                progress.add(deleted)
 
 
 @app.command()

@@ -28,7 +28,7 @@ FLOORS = [
     "doctor doctor.findings doctor.looking doctor.retries doctor.clocks doctor.redis_checks doctor.redis_settings "
     "doctor.redis_rights doctor.redis_replicas doctor.sql_checks doctor.table_checks doctor.postgresql_checks "
     "doctor.poolers doctor.mysql_checks doctor.mysql_settings doctor.sqlite_checks",
-    "__init__ __main__ cli commands presentation "
+    "__init__ __main__ cli commands presentation purging "
     + " ".join(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in sorted((ROOT / "demo").glob("*.py"))
