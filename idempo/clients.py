@@ -12,6 +12,7 @@ import redis
 import redis.asyncio
 import redis.connection
 
+from idempo.clocks import StoreClock
 from idempo.contracts import Colour
 from idempo.errors import ColourMismatchError, ConfigurationError
 from idempo.steps import Steps
@@ -25,6 +26,7 @@ class Clients:
     def __init__(self, source: Any) -> None:
         self._url = source if isinstance(source, str) else ""
         self._given = None if self._url else source
+        self.clock = StoreClock()
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._made: Any = None

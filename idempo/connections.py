@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from idempo.autocommit import AT_ONCE, committed_at_once, given_back, switch_back
+from idempo.clocks import StoreClock
 from idempo.contracts import Colour
 from idempo.errors import ColourMismatchError, ConfigurationError
 from idempo.failures import is_conflict, is_disconnect, is_sqlite_busy
@@ -60,6 +61,7 @@ class Database:
     """
 
     def __init__(self, source: Any, *, at_once: bool = False) -> None:
+        self.clock = StoreClock()
         self._at_once = at_once
         self.sessions: sessionmaker[Any] | async_sessionmaker[Any] | None = None
         self._url: URL | None = None

@@ -1,4 +1,4 @@
-"""What a ledger does with the records table, in SQL that all databases share.
+"""What a ledger does with the records table, in SQL that all databases share; in a transaction: `joined_dialects`.
 
 Each method is a plain function of a connection. Where a database has a better way it is in a module of its own:
 `postgresql`, `mysql`, `sqlite`.
@@ -6,16 +6,17 @@ Each method is a plain function of a connection. Where a database has a better w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from sqlalchemy import Connection, TextClause
 from sqlalchemy.exc import IntegrityError
 
-from idempo.records import Above, Answer, Call, Claimed, Done, InProgress, Issued, Payload, Record
-from idempo.roundtrip import together
-from idempo.sending import Answered, Send, count, first
+from idempo.clocks import StoreClock
+from idempo.joined_dialects import JoinedDialect
+from idempo.records import Above, Answer, Call, Claimed, Done, InProgress, Issued, Orphan, Payload, Record
+from idempo.sending import Send, count, first
 from idempo.sql import COLUMNS, JUDGED, MICROSECONDS, Row, completion, filled, identity, row_of, typed
 
 __all__ = ["Dialect"]
@@ -38,7 +39,7 @@ COMPLETE = (
 )
 
 
-class Dialect:
+class Dialect(JoinedDialect):
     """What all databases share. A subclass is one of the databases."""
 
     clock: ClassVar[str]
@@ -47,9 +48,10 @@ class Dialect:
         "keep_until = {clock} + :lease + :keep WHERE digest = :digest AND owner = :owner AND state = 'running'"
     )
 
-    def __init__(self, table: str, send: Send) -> None:
+    def __init__(self, table: str, send: Send, clock: StoreClock | None) -> None:
         self._table = table
         self._send = send
+        self._clock = clock
         self._statements: dict[str, TextClause] = {}
 
     def statement(self, sql: str) -> TextClause:
@@ -62,7 +64,11 @@ class Dialect:
 
     def fetch(self, connection: Connection, sql: str, values: Mapping[str, Any]) -> Row:
         """Execute a statement that selects the clock and the columns of at most one row."""
-        return row_of(self._send(connection, self.statement(sql), values, first))
+        asked = time.monotonic()
+        row = row_of(self._send(connection, self.statement(sql), values, first))
+        if self._clock is not None:
+            self._clock.hear(row.now, asked)
+        return row
 
     def change(self, connection: Connection, sql: str, values: Mapping[str, Any]) -> int:
         """Execute a statement and return how many rows it matched."""
@@ -84,15 +90,19 @@ class Dialect:
             elif answer is None:
                 answer = self.take(connection, call, row, over)
             if answer is not None:
-                return self.bounded_lease(connection, call, row, answer)
+                return self.judged(connection, call, row, answer)
         return InProgress(b"", 0.0)
 
-    def bounded_lease(self, connection: Connection, call: Call, row: Row, answer: Answer) -> Answer:
-        """Let a lease begin anew that seems to begin in the future: the clock was set back since it did.
+    def judged(self, connection: Connection, call: Call, row: Row, answer: Answer) -> Answer:
+        """The answer, where the clock may have been set since the lease began.
 
-        Nobody knows how much of it is over. So its owner, if it lives, is not taken for dead too early, and if it is
-        dead the key is not held until the clock has made up for it.
+        Put forward: the lease is not over before its time. Set back, so that it seems to begin in the future: nobody
+        knows how much of it is over, and it begins anew. So its owner, if it lives, is not taken for dead too early,
+        and if it is dead the key is not held until the clock has made up for it.
         """
+        if isinstance(answer, Orphan) and self._clock is not None:
+            left = self._clock.lease_left(row.now, row.leased_at, row.lease_until)
+            return answer if left <= 0 else InProgress(row.fingerprint, left / MICROSECONDS)
         if isinstance(answer, InProgress) and row.leased_at > row.now:
             sql = (
                 "UPDATE {table} SET lease_until = {clock} + (lease_until - leased_at), leased_at = {clock} "
@@ -219,67 +229,6 @@ class Dialect:
             "(SELECT digest FROM {table} WHERE keep_until <= {clock} ORDER BY keep_until LIMIT :batch)"
         )
         return self.change(connection, sql, {"batch": batch})
-
-    # ---- the same in the business transaction
-
-    placeholder: ClassVar[bool] = False
-    """True if the row must exist, committed, before the business transaction locks it."""
-
-    @contextmanager
-    def bounded(self, connection: Connection, wait: float) -> Iterator[None]:
-        """Bound how long the database waits for a lock; afterwards the caller's own bound holds again."""
-        yield
-
-    def execute_bounded(
-        self, connection: Connection, statement: TextClause, values: dict[str, Any], wait: float
-    ) -> Answered:
-        """Execute a statement on a table of the user's, waiting `wait` seconds at the most for other transactions."""
-        with self.bounded(connection, wait):
-            return together(connection, [(statement, values)])[0]
-
-    def begin(self, connection: Connection, wait: float) -> None:
-        """Begin what must be begun by hand."""
-
-    def claim_joined(
-        self, connection: Connection, call: Call, over: int | None, wait: float, savepoint: str
-    ) -> Answer:
-        """Claim in the transaction of `connection`, behind a savepoint if one is named."""
-        self.begin(connection, wait)
-        if savepoint:
-            connection.exec_driver_sql(f"SAVEPOINT {savepoint}")
-        return self.lock_and_claim(connection, call, over, wait)
-
-    def lock_and_claim(self, connection: Connection, call: Call, over: int | None, wait: float) -> Answer:
-        return self.claim(connection, call, over)
-
-    def complete_joined(self, connection: Connection, call: Call, payload: Payload, savepoint: str) -> bool:
-        """Record the first result in the transaction, and let go of the savepoint."""
-        kept = self.complete(connection, call, payload)
-        if kept and savepoint:
-            connection.exec_driver_sql(f"RELEASE SAVEPOINT {savepoint}")
-        return kept
-
-    def complete_and_commit(
-        self,
-        connection: Connection,
-        call: Call,
-        payload: Payload,
-        commit: Callable[[], None],
-        *,
-        at_once: bool,
-    ) -> bool:
-        """Record the first result, and commit. False, and no commit, if the claim is gone.
-
-        `at_once` allows one request for both, where the database can.
-        """
-        kept = self.complete(connection, call, payload)
-        if kept:
-            commit()
-        return kept
-
-    def is_busy(self, error: BaseException) -> bool:
-        """True if `error` says that the bounded wait is over."""
-        raise NotImplementedError
 
     def claim_many(self, connection: Connection, calls: Sequence[Call]) -> Sequence[Answer | None]:
         raise NotImplementedError

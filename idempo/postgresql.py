@@ -103,7 +103,7 @@ class PostgreSQL(Dialect):
         for _ in range(RACES):
             row = self.fetch(connection, self._leased, values)
             if (answer := self._answer(connection, row, call, over)) is not None:
-                return self.bounded_lease(connection, call, row, answer)
+                return self.judged(connection, call, row, answer)
         return InProgress(b"", 0.0)
 
     def claim_many(self, connection: Connection, calls: Sequence[Call]) -> list[Answer | None]:

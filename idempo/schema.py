@@ -10,6 +10,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from idempo.clocks import StoreClock
 from idempo.dialects import Dialect
 from idempo.errors import ConfigurationError, LedgerUnavailableError
 from idempo.mysql import MariaDB, MySQL
@@ -21,22 +22,24 @@ from idempo.sqlite import SQLite
 __all__ = ["create", "ddl", "dialect_of", "missing_table"]
 
 
-def dialect_of(connection: Connection, records: Records, send: Send = by_sqlalchemy) -> Dialect:
+def dialect_of(
+    connection: Connection, records: Records, send: Send = by_sqlalchemy, clock: StoreClock | None = None
+) -> Dialect:
     """Return what idempo does on the database of `connection`, and how it sends it."""
     dialect = connection.dialect
     table = dialect.identifier_preparer.quote(records.name)
-    return _dialect(dialect.name, bool(getattr(dialect, "is_mariadb", False)), table, send)
+    return _dialect(dialect.name, bool(getattr(dialect, "is_mariadb", False)), table, send, clock)
 
 
-@functools.cache
-def _dialect(name: str, mariadb: bool, table: str, send: Send) -> Dialect:
+@functools.lru_cache(maxsize=1024)
+def _dialect(name: str, mariadb: bool, table: str, send: Send, clock: StoreClock | None) -> Dialect:
     match name:
         case "postgresql":
-            return PostgreSQL(table, send)
+            return PostgreSQL(table, send, clock)
         case "mysql" | "mariadb":
-            return MariaDB(table, send) if mariadb else MySQL(table, send)
+            return MariaDB(table, send, clock) if mariadb else MySQL(table, send, clock)
         case "sqlite":
-            return SQLite(table, send)
+            return SQLite(table, send, clock)
         case _:
             raise ConfigurationError(f"idempo knows PostgreSQL, MariaDB, MySQL and SQLite, but not {name}")
 

@@ -33,7 +33,7 @@ end
     + _HEAD
     + """
 if state == 'running' then
-  if r[2] == ARGV[1] then return {'claimed', r[3], r[4]} end
+  if r[2] == ARGV[1] then return {'claimed', us(now), r[3], r[4]} end
   local till, since = tonumber(r[6]), tonumber(r[8])
   if till > since and since > now then
     -- The clock was set back since the lease began. Nobody knows how much of it is over, so it begins anew: a living
@@ -42,8 +42,8 @@ if state == 'running' then
     redis.call('HSET', KEYS[1], 'lease', us(till), 'leased', us(now))
   end
   local left = math.min(till - now, till - since)
-  if left > 0 then return {'running', r[5], us(left)} end
-  if r[3] ~= ARGV[5] then return {'orphan', r[5], r[3]} end
+  if left > 0 then return {'running', us(now), r[5], us(left)} end
+  if r[3] ~= ARGV[5] then return {'orphan', us(now), r[5], r[3], r[8], r[6]} end
 end
 local fence, attempt = now, 1
 if state then
@@ -56,7 +56,7 @@ redis.call('HSET', KEYS[1], 'state', 'running', 'owner', ARGV[1], 'fence', us(fe
   'operation', ARGV[6], 'scope', ARGV[7], 'key', ARGV[8])
 redis.call('HDEL', KEYS[1], 'result', 'completed')
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
-return {'claimed', us(fence), attempt}
+return {'claimed', us(now), us(fence), attempt}
 """
 )
 

@@ -13,11 +13,12 @@ ROOT = Path(idempo.__file__).parent
 
 # From the ground up. A module may import from its own floor and from those below.
 FLOORS = [
-    "errors steps records keys canonical specs fingerprints codec annotations leaves shapes tagged events running",
+    "errors steps records keys canonical specs fingerprints codec annotations leaves shapes tagged events running "
+    "clocks",
     "waiting rooms leases guarantees contracts verdicts asking protocol joining layers composing flows versions "
     "versioned",
-    "failures sql sending dialects postgresql mysql sqlite schema roundtrip urls connections objects units "
-    "transactions carriers scripts evaluating columns rows loaded guarding clients autocommit",
+    "failures sql sending dialects joined_dialects postgresql mysql sqlite schema roundtrip urls connections objects "
+    "units transactions carriers scripts evaluating columns rows loaded guarding clients autocommit",
     "terms binding batches operation functions assembly decorator embedded "
     "strategies strategies.memory strategies.unique_insert strategies.redis_cache strategies.local_cache "
     "strategies.state_guard strategies.version_check strategies.select_for_update strategies.read_only "

@@ -7,11 +7,13 @@ finds its own owner in the record and answers as before.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from idempo.clients import Clients
+from idempo.clocks import StoreClock
 from idempo.contracts import Colour, KeySpec, Layer, Site
 from idempo.evaluating import evaluate, evaluate_many, sent
 from idempo.layers import Leased
@@ -85,11 +87,15 @@ class RedisLedger:
         return self.clients
 
     def claim(self, call: Call, over: int | None) -> Steps[Answer]:
-        return _answer((yield from self._script(CLAIM, call.digest, *_claiming(call, over))))
+        asked = time.monotonic()
+        answer = yield from self._script(CLAIM, call.digest, *_claiming(call, over))
+        return _answer(answer, asked, self.clients.clock)
 
     def claim_many(self, calls: Sequence[Call]) -> Steps[list[Answer]]:
-        asked = [(CLAIM, call.digest, *_claiming(call, None)) for call in calls]
-        return [_answer(answer) for answer in (yield from self._scripts(asked))]
+        scripts = [(CLAIM, call.digest, *_claiming(call, None)) for call in calls]
+        asked = time.monotonic()
+        answers = yield from self._scripts(scripts)
+        return [_answer(answer, asked, self.clients.clock) for answer in answers]
 
     def complete(self, call: Call, payload: Payload) -> Steps[bool]:
         return bool((yield from self._script(COMPLETE, call.digest, *_completing(call, payload))))
@@ -192,16 +198,21 @@ def _completing(call: Call, payload: Payload) -> tuple[Any, ...]:
     return call.owner, *_stored(payload), _ms(call.keep)
 
 
-def _answer(answer: Any) -> Answer:
+def _answer(answer: Any, asked: float, clock: StoreClock) -> Answer:
     match _text(answer[0]):
         case "not issued":
             return NotIssued()
         case "claimed":
-            return Claimed(fence=int(answer[1]), attempt=int(answer[2]))
+            clock.hear(int(answer[1]), asked)
+            return Claimed(fence=int(answer[2]), attempt=int(answer[3]))
         case "running":
-            return InProgress(answer[1], int(answer[2]) / 1_000_000)
+            clock.hear(int(answer[1]), asked)
+            return InProgress(answer[2], int(answer[3]) / 1_000_000)
         case "orphan":
-            return Orphan(answer[1], int(answer[2]))
+            now, fingerprint, fence, since, until = answer[1:]
+            clock.hear(int(now), asked)
+            left = clock.lease_left(int(now), int(since), int(until))
+            return Orphan(fingerprint, int(fence)) if left <= 0 else InProgress(fingerprint, left / 1_000_000)
         case state:
             _, owner, fence, attempt, fingerprint, keep_left, result = answer
             payload = Payload("failed" if state == "failed" else "completed", result)

@@ -176,7 +176,7 @@ class SqlLedger:
         return (yield from self._do(lambda at, connection: at.purge(connection, batch)))
 
     def _dialect(self, connection: Connection) -> Dialect:
-        return dialect_of(connection, self.records, by_the_driver)
+        return dialect_of(connection, self.records, by_the_driver, self.database.clock)
 
     def _do(self, work: Callable[[Dialect, Connection], T]) -> Steps[T]:
         def asked(connection: Connection) -> T:

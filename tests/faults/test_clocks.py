@@ -98,14 +98,25 @@ def clock(moved: Moved) -> Iterator[Moved]:
 
 
 @pytest.fixture
-def ledger(clock: Moved) -> Iterator[Any]:
-    """A ledger on that server. It serves both colours."""
+def url(clock: Moved) -> str:
+    """A database on that server."""
     url = fresh_database(clock.server)
-    ledger: Any = RedisCache(url) if url.startswith("redis") else UniqueInsert(url)
-    if isinstance(ledger, UniqueInsert):
-        ledger.create_schema()
+    if not url.startswith("redis"):
+        UniqueInsert(create_engine(url, poolclass=NullPool)).create_schema()
+    return url
+
+
+@pytest.fixture
+def ledger(url: str) -> Iterator[Any]:
+    """A ledger on that server. It serves both colours."""
+    ledger = another(url)
     yield ledger
     ledger.close()
+
+
+def another(url: str) -> Any:
+    """A ledger that has not heard of the server's clock yet, as that of another process."""
+    return RedisCache(url) if url.startswith("redis") else UniqueInsert(url)
 
 
 class Owner:
@@ -136,15 +147,42 @@ def second(ledger: Any, colour: Colour, **terms: Any) -> Any:
 
 
 @colours
-def test_a_server_clock_put_forward_lets_one_take_over_and_the_first_is_told(
-    ledger: Any, clock: Moved, colour: Colour
+def test_a_server_clock_put_forward_lets_nobody_take_over_from_the_living(
+    ledger: Any, url: str, clock: Moved, colour: Colour
 ) -> None:
-    """For the store the lease is over. Which it is not for the owner: but only one of them is the owner then."""
+    """Neither the process of the owner nor another one that has spoken to the server before."""
 
     def test() -> Steps[None]:
-        owner, f = Owner(ledger, colour, LONG), second(ledger, colour)
+        other = another(url)
+        owner, f, g = Owner(ledger, colour, LONG), second(ledger, colour), second(other, colour)
+        yield g("B-1")
         yield owner.inside.wait()
-        fence = (yield f.lookup("A-1")).fence
+        clock.move(HOUR)
+        for duplicate in (f, g, f, g):
+            error = yield from caught(InProgressError, functools.partial(duplicate, "A-1"))
+            assert 0 < error.retry_after <= LONG
+        assert (yield from owner.end()) == "first"
+        for duplicate in (f, g):
+            outcome = yield duplicate.outcome("A-1")
+            assert (outcome.value, outcome.attempt, outcome.replayed) == ("first", 1, True)
+        yield other.close()
+        yield ledger.close()
+
+    drive(colour, test())
+
+
+@colours
+def test_a_stranger_takes_over_after_a_jump_forwards_and_the_first_is_told(
+    ledger: Any, url: str, clock: Moved, colour: Colour
+) -> None:
+    """Who speaks to the server for the first time knows no other clock. One of them is the owner then."""
+
+    def test() -> Steps[None]:
+        stranger = another(url)
+        owner, f = Owner(ledger, colour, LONG), second(stranger, colour)
+        yield owner.inside.wait()
+        before = second(ledger, colour)
+        fence = (yield before.lookup("A-1")).fence
         clock.move(HOUR)
         value = yield f("A-1")
         assert int(value.split()[1]) > fence
@@ -153,6 +191,7 @@ def test_a_server_clock_put_forward_lets_one_take_over_and_the_first_is_told(
         assert (error.result, error.stored) == ("first", value)
         outcome = yield f.outcome("A-1")
         assert (outcome.value, outcome.attempt, outcome.replayed) == (value, 2, True)
+        yield stranger.close()
         yield ledger.close()
 
     drive(colour, test())
@@ -241,19 +280,15 @@ def test_a_token_is_good_after_the_jump(ledger: Any, clock: Moved, jump: int) ->
     ledger.close()
 
 
-def test_the_claim_of_a_dead_owner_is_an_orphan_after_a_jump_forwards(ledger: Any, clock: Moved) -> None:
-    def dies(key: str) -> Steps[str]:
-        yield from ()
-        raise SystemExit  # leaves the claim to its lease
-
-    f = second(ledger, "sync")
+def test_the_claim_of_a_dead_owner_is_taken_over_after_a_jump_forwards_when_its_lease_is_over(
+    ledger: Any, clock: Moved
+) -> None:
+    f = second(ledger, "sync", wait=LONG)
     with pytest.raises(SystemExit):
-        leased(ledger, "sync", "clocks", dies, lease=LONG, keep=KEEP)("A-1")
-    assert f.lookup("A-1").state == "running"
+        leased(ledger, "sync", "clocks", dies, lease=QUICK, keep=KEEP)("A-1")
     clock.move(HOUR)
     assert f.lookup("A-1").state == "orphan"
     assert f.outcome("A-1").attempt == 2
-    ledger.close()
 
 
 def dies(key: str) -> Steps[str]:
