@@ -218,7 +218,7 @@ def show(
 def purge(
     url: Url,
     batch: Annotated[int, typer.Option(min=1, max=100_000, help="Records per transaction.")] = 1000,
-    pause: Annotated[float, typer.Option(min=0, max=3600, help="Seconds between batches.")] = 0.0,
+    pause: Annotated[float, typer.Option(min=0, max=3600, help="Seconds between batches.")] = 0.005,
     at_most: Annotated[int | None, typer.Option(min=1, help="End after so many.", show_default=False)] = None,
     table: TableName = "idempo_records",
 ) -> None:
