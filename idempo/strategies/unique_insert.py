@@ -98,7 +98,9 @@ class UniqueInsert:
 
         Awaitable with an async engine, or inside an event loop.
 
-        Call it again until it returns 0. A purge never touches a record within its retention.
+        Call it again until it returns less than `batch`. A purge never touches a record within its retention, passes
+        by what others have locked, and holds up nobody but who claims one of its keys anew while a batch lasts; on
+        SQLite, which has one writer at a time, whoever writes.
         """
         if not 1 <= batch <= 100_000:
             raise ConfigurationError(f"batch={batch} is not between 1 and 100000")
