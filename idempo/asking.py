@@ -5,19 +5,33 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Any, TypeVar
+import logging
+from typing import Any, TypeVar, cast
 
-from idempo.contracts import Site, Terms
+from idempo.contracts import Ledger, Site, Terms, WakingLedger
 from idempo.errors import ConfigurationError, IdempoError
 from idempo.events import tell
-from idempo.records import MISSING, RERUN, Call, Done, Found
+from idempo.records import MISSING, RERUN, Call, Done, Found, InProgress
+from idempo.rooms import Waiting
 from idempo.steps import Steps
 from idempo.verdicts import first_value, unavailable
-from idempo.waiting import WaitPolicy
+from idempo.waiting import Patience, WaitPolicy
 
 T = TypeVar("T")
 
-__all__ = ["NotAdmitted", "RunAgain", "answered", "ask", "attempt", "check_answer", "check_colour", "judge"]
+logger = logging.getLogger("idempo")
+
+__all__ = [
+    "NotAdmitted",
+    "RunAgain",
+    "answered",
+    "ask",
+    "attempt",
+    "check_answer",
+    "check_colour",
+    "judge",
+    "news",
+]
 
 
 class RunAgain(Exception):
@@ -58,6 +72,25 @@ def attempt(steps: Steps[T], call: Call, terms: Terms) -> Steps[T | None]:
     except Exception as error:
         tell(terms.hooks, "unavailable", call, type(error).__name__)
         return None
+
+
+def news(
+    ledger: Ledger, call: Call, terms: Terms, told: InProgress, pausing: Waiting, patience: Patience
+) -> Steps[None]:
+    """Wait before asking again: for the store to tell that something happened, where it does; else for the pause.
+
+    Whoever was woken for nothing pauses the next time: no store can make a duplicate ask without end.
+    """
+    ticket, woken = pausing.ticket, None
+    if terms.wait.together and hasattr(ledger, "hear") and not ticket.heard and ticket.leads:
+        seconds = min(patience.left, told.lease_left)
+        try:
+            woken = yield from cast(WakingLedger, ledger).hear(call, told, seconds)
+        except Exception as error:
+            logger.debug("not woken, so asking: %r", error)  # only a hint is lost
+    ticket.heard = bool(woken)
+    if woken is None:
+        yield pausing
 
 
 def judge(call: Call, terms: Terms) -> Steps[Done | None]:

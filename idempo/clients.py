@@ -16,6 +16,7 @@ from idempo.clocks import StoreClock
 from idempo.contracts import Colour
 from idempo.errors import ColourMismatchError, ConfigurationError
 from idempo.steps import Steps
+from idempo.streams import Seats
 
 __all__ = ["Clients"]
 
@@ -27,6 +28,7 @@ class Clients:
         self._url = source if isinstance(source, str) else ""
         self._given = None if self._url else source
         self.clock = StoreClock()
+        self.seats = Seats()
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._made: Any = None
@@ -69,6 +71,7 @@ class Clients:
             return self._given
         if self._pid != os.getpid():
             self._pid, self._made, self._lock = os.getpid(), None, threading.Lock()
+            self.seats = Seats()
             self._made_in_loop = weakref.WeakKeyDictionary()
         if colour == "async":
             loop = asyncio.get_running_loop()

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 from idempo.codec import Codec
 from idempo.events import Hook
 from idempo.guarantees import Part
-from idempo.records import Answer, Call, Completed, Done, NotIssued, Payload, Record
+from idempo.records import Answer, Call, Completed, Done, InProgress, NotIssued, Payload, Record
 from idempo.steps import Steps
 from idempo.waiting import WaitPolicy
 
@@ -32,6 +32,7 @@ __all__ = [
     "Strategy",
     "Terms",
     "Unit",
+    "WakingLedger",
 ]
 
 Colour: TypeAlias = Literal["sync", "async"]
@@ -163,6 +164,17 @@ class BatchingLedger(Ledger, Protocol):
 
     def complete_many(self, firsts: Sequence[tuple[Call, Payload]]) -> Steps[Sequence[bool]]:
         """Record each first result, as `complete` does, and answer in their order."""
+        ...
+
+
+class WakingLedger(Ledger, Protocol):
+    """A ledger whose store wakes those who wait for a key. That is a hint: they ask all the same."""
+
+    def hear(self, call: Call, told: InProgress, seconds: float) -> Steps[bool | None]:
+        """Wait until something became of the key since it was `told`, for so many seconds at the most.
+
+        True: something did, or may have. False: the time is over. None: this ledger cannot tell at the moment.
+        """
         ...
 
 

@@ -33,12 +33,13 @@ def sent(request: Callable[[], Steps[T]]) -> Steps[T]:
         yield Pause(seconds)
 
 
-def evaluate(client: Any, script: str, *arguments: Any) -> Steps[Any]:
+def evaluate(client: Any, script: str, keys: Sequence[bytes], *arguments: Any) -> Steps[Any]:
     # Results are bytes, whatever decode_responses says of the user's client.
+    asked = len(keys), *keys, *arguments
     try:
-        return (yield client.execute_command("EVALSHA", SHA[script], 1, *arguments, NEVER_DECODE=True))
+        return (yield client.execute_command("EVALSHA", SHA[script], *asked, NEVER_DECODE=True))
     except NoScriptError:
-        return (yield client.execute_command("EVAL", script, 1, *arguments, NEVER_DECODE=True))
+        return (yield client.execute_command("EVAL", script, *asked, NEVER_DECODE=True))
 
 
 def evaluate_many(client: Any, asked: Sequence[tuple[Any, ...]]) -> Steps[list[Any]]:
@@ -47,8 +48,8 @@ def evaluate_many(client: Any, asked: Sequence[tuple[Any, ...]]) -> Steps[list[A
     Scripts that the server does not know yet it is told one by one.
     """
     pipeline = client.pipeline(transaction=False)
-    for script, *arguments in asked:
-        pipeline.execute_command("EVALSHA", SHA[script], 1, *arguments, NEVER_DECODE=True)
+    for script, keys, *arguments in asked:
+        pipeline.execute_command("EVALSHA", SHA[script], len(keys), *keys, *arguments, NEVER_DECODE=True)
     answers: list[Any] = yield pipeline.execute(raise_on_error=False)
     for index, answer in enumerate(answers):
         if isinstance(answer, NoScriptError):

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar, assert_never
 
 from idempo import rooms
-from idempo.asking import ask, attempt, judge
+from idempo.asking import ask, attempt, judge, news
 from idempo.contracts import Inner, Layer, Ledger, Terms
 from idempo.errors import IdempoError
 from idempo.events import tell
@@ -80,7 +80,8 @@ def once(ledger: Ledger, call: Call, terms: Terms, inner: Inner) -> Steps[Done]:
                 case InProgress(fingerprint, lease_left):
                     check_arguments(fingerprint, call, terms)
                     ticket = ticket or rooms.enter(ledger, call.digest)
-                    yield waiting(ticket, patience, call, terms, lease_left)
+                    pausing = waiting(ticket, patience, call, terms, lease_left)
+                    yield from news(ledger, call, terms, answer, pausing, patience)
                     if ticket.answer is not None:
                         return replay(ticket.answer, call, terms)
                 case Orphan(fingerprint, fence):

@@ -176,6 +176,8 @@ class InProgress(msgspec.Struct, frozen=True):
     fingerprint: bytes
     lease_left: float
     """Seconds until the claim is an orphan, if its owner gives no sign of life."""
+    asked_at: int = 0
+    """When the store said so, by its clock, in microseconds; for a `WakingLedger`, which tells what came later."""
 
 
 class Orphan(msgspec.Struct, frozen=True):

@@ -22,11 +22,13 @@ __all__ = ["Ticket", "Waiting", "enter", "tell"]
 class Ticket:
     """One duplicate that waits for a key of a ledger. It leaves the room at the end, whatever happened."""
 
-    __slots__ = ("_in", "_key", "_ledger", "_wake", "_woken", "answer")
+    __slots__ = ("_in", "_key", "_ledger", "_wake", "_woken", "answer", "heard")
 
     def __init__(self, ledger: object, key: tuple[int, bytes]) -> None:
         self.answer: Completed | None = None
         """The first result, as somebody else in this process has learned it."""
+        self.heard = False
+        """True if the store woke it last time."""
         self._ledger = ledger  # its identity is the room's as long as somebody is in it
         self._key = key
         self._in = True

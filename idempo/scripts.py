@@ -1,14 +1,27 @@
-"""The Lua scripts of the Redis ledger: one for each thing a ledger does, each over one key.
+"""The Lua scripts of the Redis ledger: one for each thing a ledger does, each over one record.
 
 A script reads the clock of the server, compares owner and fence, and writes, atomically (Redis documentation,
 "Scripting with Lua"). Times are microseconds since 1970, UTC. Retention is the expiry of the key, in milliseconds.
+KEYS: the record; beside it, for those that free or complete it, the stream of those who wait (see `streams`).
 """
 
 from __future__ import annotations
 
 import hashlib
 
-__all__ = ["CLAIM", "COMPLETE", "FILL", "FORGET", "ISSUE", "LOOKUP", "RELEASE", "RENEW", "REVOKE", "SHA"]
+__all__ = [
+    "CLAIM",
+    "COMPLETE",
+    "FILL",
+    "FORGET",
+    "ISSUE",
+    "LOOKUP",
+    "RELEASE",
+    "RENEW",
+    "REVOKE",
+    "SHA",
+    "WAKING",
+]
 
 _HEAD = """
 local time = redis.call('TIME')
@@ -16,8 +29,17 @@ local now = time[1] * 1000000 + time[2]
 local function us(number) return string.format('%.0f', number) end
 """
 
+# Wakes those who wait; a server that does not let us is asked by them. Only for a record with their mark.
+_WAKE = """
+local function wake()
+  redis.call('HDEL', KEYS[1], 'waiting')
+  local entry = KEYS[2] and redis.pcall('XADD', KEYS[2], 'MAXLEN', '1', '*', 'e', '1')
+  if type(entry) == 'string' then redis.pcall('PEXPIRE', KEYS[2], 2000) end
+end
+"""
+
 _READ = """redis.call('HMGET', KEYS[1], 'state', 'owner', 'fence', 'attempt', 'fingerprint', 'lease', 'result',
-  'leased')"""
+  'leased', 'waiting')"""
 
 # ARGV: owner, fingerprint, lease (us), keep (ms), fence of the orphan to take over, operation, scope, key,
 #       fence of the first result to replace, "1" if the key must have been issued
@@ -42,7 +64,10 @@ if state == 'running' then
     redis.call('HSET', KEYS[1], 'lease', us(till), 'leased', us(now))
   end
   local left = math.min(till - now, till - since)
-  if left > 0 then return {'running', us(now), r[5], us(left)} end
+  if left > 0 then
+    if not r[9] then redis.pcall('HSET', KEYS[1], 'waiting', '1') end
+    return {'running', us(now), r[5], us(left)}
+  end
   if r[3] ~= ARGV[5] then return {'orphan', us(now), r[5], r[3], r[8], r[6]} end
 end
 local fence, attempt = now, 1
@@ -54,7 +79,7 @@ end
 redis.call('HSET', KEYS[1], 'state', 'running', 'owner', ARGV[1], 'fence', us(fence), 'attempt', attempt,
   'fingerprint', ARGV[2], 'lease', us(now + ARGV[3]), 'leased', us(now), 'created', us(now),
   'operation', ARGV[6], 'scope', ARGV[7], 'key', ARGV[8])
-redis.call('HDEL', KEYS[1], 'result', 'completed')
+redis.call('HDEL', KEYS[1], 'result', 'completed', 'waiting')
 redis.call('PEXPIRE', KEYS[1], ARGV[4])
 return {'claimed', us(now), us(fence), attempt}
 """
@@ -63,8 +88,9 @@ return {'claimed', us(now), us(fence), attempt}
 # ARGV: owner, state, result or "", "1" if there is a result, keep (ms)
 COMPLETE = (
     _HEAD
+    + _WAKE
     + """
-local r = redis.call('HMGET', KEYS[1], 'owner', 'state')
+local r = redis.call('HMGET', KEYS[1], 'owner', 'state', 'waiting')
 if r[1] ~= ARGV[1] then return 0 end
 if r[2] == ARGV[2] then return 1 end
 if r[2] ~= 'running' then return 0 end
@@ -72,17 +98,22 @@ if r[2] ~= 'running' then return 0 end
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 redis.call('HSET', KEYS[1], 'state', ARGV[2], 'completed', us(now))
 if ARGV[4] == '1' then redis.call('HSET', KEYS[1], 'result', ARGV[3]) end
+if r[3] then wake() end
 return 1
 """
 )
 
 # The record stays, free: its count of attempts and its fence go on. ARGV: owner, "released" or "issued"
-RELEASE = """
-local r = redis.call('HMGET', KEYS[1], 'owner', 'state')
+RELEASE = (
+    _WAKE
+    + """
+local r = redis.call('HMGET', KEYS[1], 'owner', 'state', 'waiting')
 if r[1] ~= ARGV[1] or (r[2] ~= 'running' and r[2] ~= ARGV[2]) then return 0 end
 redis.call('HSET', KEYS[1], 'state', ARGV[2])
+if r[3] then wake() end
 return 1
 """
+)
 
 # A key that waits to be claimed. ARGV: keep (ms), operation, scope, key
 ISSUE = (
@@ -104,11 +135,13 @@ return redis.call('DEL', KEYS[1])
 # ARGV: owner, lease (us), keep (ms)
 RENEW = (
     _HEAD
+    + _WAKE
     + """
-local r = redis.call('HMGET', KEYS[1], 'owner', 'state')
+local r = redis.call('HMGET', KEYS[1], 'owner', 'state', 'waiting')
 if r[1] ~= ARGV[1] or r[2] ~= 'running' then return 0 end
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 redis.call('HSET', KEYS[1], 'lease', us(now + ARGV[2]), 'leased', us(now))
+if r[3] and ARGV[2] == '0' then wake() end
 return 1
 """
 )
@@ -147,6 +180,9 @@ redis.call('PEXPIRE', KEYS[1], ARGV[5])
 return 1
 """
 )
+
+WAKING = frozenset({COMPLETE, RELEASE, RENEW})
+"""Those that have a second key: the stream of those who wait."""
 
 SHA = {
     script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()

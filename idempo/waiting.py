@@ -20,7 +20,7 @@ Wait: TypeAlias = float | timedelta | tuple[wait_base, stop_base]
 
 # Duplicates of one key come in swarms: the jitter spreads their questions, the ceiling bounds how late they learn.
 # One of those in a process asks for all of them.
-_ASKING = wait_random_exponential(multiplier=0.01, max=0.05, min=0.005)
+_ASKING = wait_random_exponential(multiplier=0.01, max=0.03, min=0.005)
 _RHYTHM = wait_random_exponential(multiplier=0.01, max=0.2, min=0.005)
 _SHORTEST = 0.001
 _DAY = 86_400.0

@@ -6,7 +6,7 @@ from typing import Any
 
 from redis.exceptions import MovedError, NoPermissionError, NoScriptError, ReadOnlyError, ResponseError
 
-from idempo.doctor.findings import Finding, danger, ok, unknown
+from idempo.doctor.findings import Finding, danger, ok, unknown, warning
 
 __all__ = ["rights"]
 
@@ -17,14 +17,15 @@ local lacking = {}
 local asked = {
   {'TIME'}, {'HMGET', KEYS[1], 'state'}, {'HGET', KEYS[1], 'state'}, {'HSET', KEYS[1], 'state', 'x'},
   {'HDEL', KEYS[1], 'result'},  {'EXISTS', KEYS[1]}, {'PTTL', KEYS[1]}, {'PEXPIRE', KEYS[1], '1'}, {'DEL', KEYS[1]}}
+if ARGV[1] == 'waking' then asked = {{'XADD', KEYS[1], '*', 'e', '1'}, {'XREAD', 'STREAMS', KEYS[1], '0'}} end
 for _, command in ipairs(asked) do
   if not redis.acl_check_cmd(unpack(command)) then table.insert(lacking, command[1]) end
 end
 return table.concat(lacking, ' ')
 """
 _MEND = (
-    "ACL SETUSER {user} on ~{prefix}* +eval +evalsha +time +hmget +hget +hset +hdel +exists +pttl +pexpire +del +ping "
-    "+info"
+    "ACL SETUSER {user} on ~{prefix}* +eval +evalsha +time +hmget +hget +hset +hdel +exists +pttl +pexpire +del +xadd "
+    "+xread +ping +info"
 )
 
 
@@ -51,11 +52,14 @@ def rights(client: Any, prefix: str, key: str) -> Finding:
         return unknown("rights", "the key that was asked about is on another node", "ask by redis+cluster://")
     except ResponseError as error:
         return unknown("rights", f"EVAL answers: {error}", mend)
-    lacking = answer.decode() if isinstance(answer, bytes) else str(answer)
+    lacking = _text(answer)
     if lacking == "cannot tell":
         return _by_name(client, mend)
     if lacking:
         return danger("rights", f"inside scripts this user may not call {lacking}: calls fail", mend)
+    if lacking := _text(client.execute_command("EVAL", _ASK, 1, key, "waking")):
+        says = f"this user may not call {lacking}: duplicates in other processes are not woken, but ask many times"
+        return warning("rights", says, mend)
     return ok("rights", f"this user may run idempo's scripts on keys {prefix}*")
 
 
@@ -72,7 +76,10 @@ def _by_name(client: Any, mend: str) -> Finding:
 
 def _user(client: Any) -> str:
     try:
-        name = client.acl_whoami()
+        return _text(client.acl_whoami())
     except ResponseError:
         return "default"
-    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _text(answer: Any) -> str:
+    return answer.decode() if isinstance(answer, bytes) else str(answer)

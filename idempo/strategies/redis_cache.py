@@ -31,8 +31,9 @@ from idempo.records import (
     Payload,
     Record,
 )
-from idempo.scripts import CLAIM, COMPLETE, FILL, FORGET, ISSUE, LOOKUP, RELEASE, RENEW, REVOKE
+from idempo.scripts import CLAIM, COMPLETE, FILL, FORGET, ISSUE, LOOKUP, RELEASE, RENEW, REVOKE, WAKING
 from idempo.steps import Steps
+from idempo.streams import listen, stream_of
 
 __all__ = ["RedisCache"]
 
@@ -148,6 +149,17 @@ class RedisLedger:
     def revoke(self, digest: bytes) -> Steps[bool]:
         return bool((yield from self._script(REVOKE, digest)))
 
+    def hear(self, call: Call, told: InProgress, seconds: float) -> Steps[bool | None]:
+        stream = stream_of(self.prefix, self.prefix + call.digest.hex().encode())
+        client = yield from self._client()
+        at_most = 0.0 if stream is None else self.clients.seats.take(client)
+        if stream is None or not at_most:
+            return None
+        try:
+            return (yield from listen(client, stream, told.asked_at, min(seconds, at_most)))
+        finally:
+            self.clients.seats.leave()
+
     def fill(self, call: Call, done: Done) -> Steps[None]:
         yield from self._script(
             FILL,
@@ -164,12 +176,12 @@ class RedisLedger:
     def _script(self, script: str, digest: bytes, *arguments: Any) -> Steps[Any]:
         """One request."""
         client = yield from self._client()
-        return (yield from sent(lambda: evaluate(client, script, self._name(digest), *arguments)))
+        return (yield from sent(lambda: evaluate(client, script, self._keys(script, digest), *arguments)))
 
     def _scripts(self, asked: Sequence[tuple[Any, ...]]) -> Steps[list[Any]]:
         """One request for many keys; on a Cluster one for each."""
         client = yield from self._client()
-        named = [(script, self._name(digest), *arguments) for script, digest, *arguments in asked]
+        named = [(script, self._keys(script, digest), *arguments) for script, digest, *arguments in asked]
         return (yield from sent(lambda: evaluate_many(client, named)))
 
     def _client(self) -> Steps[Any]:
@@ -177,8 +189,10 @@ class RedisLedger:
         yield from self.clients.ready(client)
         return client
 
-    def _name(self, digest: bytes) -> bytes:
-        return self.prefix + digest.hex().encode()
+    def _keys(self, script: str, digest: bytes) -> list[bytes]:
+        name = self.prefix + digest.hex().encode()
+        stream = stream_of(self.prefix, name) if script in WAKING else None
+        return [name] if stream is None else [name, stream]
 
 
 def _claiming(call: Call, over: int | None) -> tuple[Any, ...]:
@@ -207,12 +221,14 @@ def _answer(answer: Any, asked: float, clock: StoreClock) -> Answer:
             return Claimed(fence=int(answer[2]), attempt=int(answer[3]))
         case "running":
             clock.hear(int(answer[1]), asked)
-            return InProgress(answer[2], int(answer[3]) / 1_000_000)
+            return InProgress(answer[2], int(answer[3]) / 1_000_000, int(answer[1]))
         case "orphan":
             now, fingerprint, fence, since, until = answer[1:]
             clock.hear(int(now), asked)
             left = clock.lease_left(int(now), int(since), int(until))
-            return Orphan(fingerprint, int(fence)) if left <= 0 else InProgress(fingerprint, left / 1_000_000)
+            if left > 0:
+                return InProgress(fingerprint, left / 1_000_000, int(now))
+            return Orphan(fingerprint, int(fence))
         case state:
             _, owner, fence, attempt, fingerprint, keep_left, result = answer
             payload = Payload("failed" if state == "failed" else "completed", result)

@@ -159,6 +159,15 @@ def test_a_user_who_may_not_run_the_scripts_is_found(server: Server, rules: tupl
         calling(url)
 
 
+@pytest.mark.parametrize("command", ["xadd", "xread"])
+def test_a_user_whose_duplicates_are_not_woken_is_found(server: Server, command: str) -> None:
+    url = user_of(server, "~idempo:*", "+@all", f"-{command}")
+    (found,) = about("rights", examined(url))
+    assert found.level == "warning"
+    assert command.upper() in found.says
+    assert calling(url) == "done"
+
+
 def test_the_rights_that_it_asks_for_are_enough(server: Server) -> None:
     asked = about("rights", examined(user_of(server, "~other:*", "+@all")))[0].mend
     rules = asked.split(" on ")[1].split()

@@ -130,7 +130,7 @@ def test_a_lease_that_its_owner_ended_is_over(talk: Conversation) -> None:
 
 
 def test_of_many_jumps_the_last_ones_are_remembered(talk: Conversation) -> None:
-    first = talk.ask()
+    first = last = talk.ask()
     for _ in range(100):
         last = talk.ask()
         talk.there += 3600 * SECOND

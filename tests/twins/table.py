@@ -43,7 +43,7 @@ AGAIN = "test_a_request_sent_again_by_the_driver_answers_as_before"
 SCHEDULES = "protocol/test_schedules.py"
 JOINED = "protocol/test_joined_schedules.py"
 
-IN_LUA = """local r = redis.call('HMGET', KEYS[1], 'owner', 'state')
+IN_LUA = """local r = redis.call('HMGET', KEYS[1], 'owner', 'state', 'waiting')
 if r[1] ~= ARGV[1] """
 
 TWINS = (
@@ -112,19 +112,19 @@ TWINS = (
     _lua(
         "completion compares the owner",
         IN_LUA + "then return 0 end\nif r[2] == ARGV[2]",
-        "local r = redis.call('HMGET', KEYS[1], 'owner', 'state')\nif r[2] == ARGV[2]",
+        "local r = redis.call('HMGET', KEYS[1], 'owner', 'state', 'waiting')\nif r[2] == ARGV[2]",
         STALE,
     ),
     _lua(
         "release compares the owner",
         IN_LUA + "or (r[2] ~=",
-        "local r = redis.call('HMGET', KEYS[1], 'owner', 'state')\nif (r[2] ~=",
+        "local r = redis.call('HMGET', KEYS[1], 'owner', 'state', 'waiting')\nif (r[2] ~=",
         STALE,
     ),
     _lua(
         "renewal compares the owner",
         IN_LUA + "or r[2] ~= 'running'",
-        "local r = redis.call('HMGET', KEYS[1], 'owner', 'state')\nif r[2] ~= 'running'",
+        "local r = redis.call('HMGET', KEYS[1], 'owner', 'state', 'waiting')\nif r[2] ~= 'running'",
         STALE,
     ),
     _lua("each takeover has a larger fence", "math.max(tonumber(r[3]) + 1, now)", "1", FENCE),
@@ -142,8 +142,8 @@ TWINS = (
     ),
     _lua(
         "a lease is honoured",
-        "if left > 0 then return {'running', us(now), r[5], us(left)} end",
-        "if left > 0 then r[6] = r[8] end",
+        "  if left > 0 then\n    if not r[9]",
+        "  if left > 0 then r[6] = r[8] end\n  if false then\n    if not r[9]",
         "test_single_claim",
     ),
     _lua(
