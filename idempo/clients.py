@@ -71,7 +71,6 @@ class Clients:
             return self._given
         if self._pid != os.getpid():
             self._pid, self._made, self._lock = os.getpid(), None, threading.Lock()
-            self.seats = Seats()
             self._made_in_loop = weakref.WeakKeyDictionary()
         if colour == "async":
             loop = asyncio.get_running_loop()

@@ -7,6 +7,7 @@ a hint and no more: whoever wakes, or does not, asks for the record as before.
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -16,7 +17,7 @@ __all__ = ["Seats", "listen", "stream_of"]
 
 _SEATS = 8
 _ROOMY = 4 * _SEATS
-_SECONDS = 1.0
+_SECONDS = 0.25  # so long does one that was not woken, for whatever reason, learn too late
 _BEFORE = 10  # milliseconds: the clock that a server numbers entries by may lag behind the one that it tells
 
 
@@ -36,24 +37,41 @@ class Seats:
     """How many calls of a process may be blocked in a server at once: each takes a connection of the user's pool."""
 
     def __init__(self) -> None:
-        self._free = threading.BoundedSemaphore(_SEATS)
+        self._pid = 0
+        self._refused = False
 
     def take(self, client: Any) -> float:
         """Take a seat; return for how many seconds at the most, 0 if there is none.
 
         There is none in a small pool, whose connections are needed for other things.
         """
-        try:
-            timeout = client.get_connection_kwargs().get("socket_timeout")
-            most = getattr(getattr(client, "connection_pool", None), "max_connections", _ROOMY)
-        except AttributeError:
-            return 0.0
-        if most < _ROOMY or not self._free.acquire(blocking=False):
-            return 0.0
-        return _SECONDS if timeout is None else min(_SECONDS, timeout / 2)
+        if self._pid != os.getpid():  # in a forked child nobody sits yet
+            self._pid, self._free = os.getpid(), threading.BoundedSemaphore(_SEATS)
+        seconds = 0.0 if self._refused else _may_block(client)
+        return seconds if seconds and self._free.acquire(blocking=False) else 0.0
 
     def leave(self) -> None:
         self._free.release()
+
+    def close(self) -> None:
+        """The server does not let us listen: nobody tries again."""
+        self._refused = True
+
+
+def _may_block(client: Any) -> float:
+    """Seconds for which a connection of `client` may be blocked; 0 where it has none to spare, or does not say."""
+    if getattr(client, "connection", None) is not None or getattr(client, "single_connection_client", False):
+        return 0.0  # all that it does goes over one connection
+    try:
+        settings = client.get_connection_kwargs()
+    except AttributeError:
+        return 0.0
+    pool = getattr(client, "connection_pool", None)
+    most = getattr(pool, "max_connections", None) or settings.get("max_connections") or _ROOMY
+    timeout = settings.get("socket_timeout")
+    if most < _ROOMY:
+        return 0.0
+    return _SECONDS if timeout is None else min(_SECONDS, timeout / 2)
 
 
 def listen(client: Any, stream: bytes, since: int, seconds: float) -> Steps[bool]:

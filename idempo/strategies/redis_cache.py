@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from redis.exceptions import ResponseError
+
 from idempo.clients import Clients
 from idempo.clocks import StoreClock
 from idempo.contracts import Colour, KeySpec, Layer, Site
@@ -51,6 +53,9 @@ class RedisCache:
         key: a key of its own, where it differs from the decorator's.
         required: False lets a call fall through to the ledger inside while this one is down.
         prefix: the start of each key's name in the server.
+
+    Duplicates that wait are woken by the server. Each takes a connection meanwhile, eight of them at the most; clients
+    with fewer than 32 connections have none to spare for that.
 
     Raises:
         ConfigurationError: for a source that is none.
@@ -157,6 +162,9 @@ class RedisLedger:
             return None
         try:
             return (yield from listen(client, stream, told.asked_at, min(seconds, at_most)))
+        except ResponseError:  # not allowed, or unknown to what stands between us and the server
+            self.clients.seats.close()
+            return None
         finally:
             self.clients.seats.leave()
 

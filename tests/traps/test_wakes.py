@@ -3,6 +3,7 @@
 A ledger made for itself stands for another process: duplicates wait together only within one ledger.
 """
 
+import os
 from collections import Counter
 from typing import Any
 
@@ -225,8 +226,21 @@ def test_who_is_woken_for_nothing_pauses_the_next_time(
 
 @colours
 def test_a_user_without_rights_to_the_stream_asks_and_learns(
-    own_url: str, redis_server: Server, colour: Colour, asked: Counter[int], key: str
+    own_url: str,
+    redis_server: Server,
+    colour: Colour,
+    asked: Counter[int],
+    key: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    taken: list[float] = []
+    take = Seats.take
+
+    def taking(self: Seats, client: Any) -> float:
+        taken.extend(filter(None, [seconds := take(self, client)]))
+        return seconds
+
+    monkeypatch.setattr(Seats, "take", taking)
     with redis.Redis.from_url(redis_server.url) as admin:
         rules = ["~idempo:*", "+@all", "-xread", "-xadd"]
         admin.execute_command("ACL", "SETUSER", "deaf", "reset", "on", ">hush-hush", *rules)
@@ -234,7 +248,8 @@ def test_a_user_without_rights_to_the_stream_asks_and_learns(
     def test() -> Steps[None]:
         scene = Scene(own_url.replace("redis://", "redis://deaf:hush-hush@"), colour, asked, key)
         duplicate = yield from scene.duplicate()
-        yield from until(lambda: scene.claims() > 2, "the duplicate asks again")
+        yield from until(lambda: scene.claims() > 4, "the duplicate asks again")
+        assert len(taken) == 1  # it has tried to listen once
         scene.gate.open()
         assert (yield from duplicate.results()) == ["first"]
         assert (yield from scene.owner.results()) == ["first"]
@@ -260,12 +275,29 @@ class Client:
 
 @pytest.mark.parametrize(
     ("most", "timeout", "seconds"),
-    [(100, None, 1.0), (100, 5.0, 1.0), (100, 0.5, 0.25), (10, None, 0.0), (None, None, 1.0)],
+    [(100, None, 0.25), (100, 5.0, 0.25), (100, 0.3, 0.15), (10, None, 0.0), (None, None, 0.25)],
 )
 def test_a_small_pool_is_not_used_for_waiting_nor_a_connection_for_longer_than_it_may_be_silent(
     most: int | None, timeout: float | None, seconds: float
 ) -> None:
     assert Seats().take(Client(most, timeout)) == seconds
+
+
+def test_the_only_connection_of_a_client_is_not_used_for_waiting(own_url: str) -> None:
+    with redis.Redis.from_url(own_url, single_connection_client=True) as client:
+        assert Seats().take(client) == 0
+    with redis.Redis.from_url(own_url) as client:
+        assert Seats().take(client) > 0
+
+
+def test_places_are_free_in_a_forked_child() -> None:
+    seats, client = Seats(), Client(100, None)
+    while seats.take(client):
+        pass
+    child = os.fork()
+    if not child:
+        os._exit(0 if seats.take(client) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_client_that_does_not_say_is_not_used_for_waiting() -> None:
