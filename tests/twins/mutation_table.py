@@ -54,11 +54,14 @@ _TOKENS = 'tests/tokens/test_one_time_token.py -k "{} and sync and not async"'
 _VERSIONS = 'tests/versions/test_monotonic_version.py -k "{} and sync and not async"'
 
 TESTS = {
-    "idempo/binding.py": ("tests/test_binding.py", _GAPS_IN.format("binding")),
-    "idempo/sending.py": (
-        _GAPS_IN.format("binding"),
-        _ON_FILE_JOINED,
-        'tests/test_sending.py -k "postgres or mariadb"',
+    "idempo/binding.py": ("tests/test_binding.py",),
+    "idempo/sending.py": (_ON_FILE_JOINED, 'tests/test_sending.py -k "postgres or mariadb or untouched"'),
+    "idempo/clocks.py": ("tests/protocol/test_store_clock.py",),
+    "idempo/streams.py": ('tests/traps/test_wakes.py -k "not async and not valkey and not cluster"',),
+    "idempo/rooms.py": ("tests/protocol/test_rooms.py",),
+    "idempo/batches.py": (
+        "tests/test_many.py",
+        'tests/contract/test_batching.py -k "Memory or (TestRedis and not Async)"',
     ),
     "idempo/protocol.py": (
         _MEMORY,
