@@ -80,7 +80,7 @@ def prepared(redis: Server, postgres: Server, mariadb: Server) -> Iterator[Store
             at_postgres,
             at_mariadb,
             f"sqlite:///{Path(folder) / 'bench.db'}",
-            tuple(server.summary for server in found),
+            tuple(f"{server.kind} {server.version}" for server in found),
         )
         try:
             for url in (stores.postgres, stores.mariadb, stores.sqlite):

@@ -118,11 +118,14 @@ class _SqlInspection:
 
     def _read(self, connection: Connection, wanted: Wanted) -> list[Record]:
         from sqlalchemy import BigInteger, literal_column, select
+        from sqlalchemy.sql.expression import ScalarSelect
 
         from idempo.schema import dialect_of
         from idempo.sql import COLUMNS, readable, row_of
 
-        now: ColumnElement[int] = literal_column(dialect_of(connection, self._records).clock, BigInteger)
+        clock: ColumnElement[int] = literal_column(dialect_of(connection, self._records).clock, BigInteger)
+        # Read once: compared with a clock that goes on, the index would be read to its end.
+        now: ScalarSelect[int] = select(clock).scalar_subquery()
         column = self._records.table.c
         found = select(now, *(column[name] for name in COLUMNS))
         found = found.where(column.keep_until > now, column.state != "released")

@@ -102,6 +102,13 @@ def isolation(found: Mapping[str, str]) -> Finding:
             "idempo tries its own transactions again; in yours the error reaches you",
             "create_engine(..., isolation_level='READ COMMITTED'), unless your functions need it",
         )
+    if found.get("log_bin") == "ON" and found.get("binlog_format") == "STATEMENT":
+        return warning(
+            "isolation",
+            "binlog_format is STATEMENT: the server refuses writes at READ COMMITTED (1665), so `idempo purge` fails, "
+            "and transactions of yours at that level do",
+            "SET GLOBAL binlog_format = 'ROW', in the configuration file too",
+        )
     return ok("isolation", f"the default isolation is {level}")
 
 

@@ -223,3 +223,21 @@ def test_a_server_that_hangs_is_given_up() -> None:
 def test_the_clock_is_compared(url: str) -> None:
     (found,) = about("clock", examined(url))
     assert found.level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("log_bin", "binlog_format", "expected"),
+    [
+        ("ON", "STATEMENT", "warning"),
+        ("ON", "ROW", "ok"),
+        ("ON", "MIXED", "ok"),
+        ("OFF", "STATEMENT", "ok"),
+    ],
+)
+def test_a_log_of_statements_refuses_purges(log_bin: str, binlog_format: str, expected: str) -> None:
+    settings = {
+        "transaction_isolation": "REPEATABLE-READ",
+        "log_bin": log_bin,
+        "binlog_format": binlog_format,
+    }
+    assert isolation(settings).level == expected
