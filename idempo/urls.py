@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import time
 from typing import Any
 
 from sqlalchemy import URL, Engine, event, make_url
@@ -11,6 +13,7 @@ from sqlalchemy.pool import NullPool
 
 from idempo.contracts import Colour
 from idempo.errors import ConfigurationError
+from idempo.failures import is_sqlite_busy
 
 __all__ = ["checked", "module_of", "options_for", "require", "tune", "url_for"]
 
@@ -72,7 +75,7 @@ def options_for(url: URL, colour: Colour) -> dict[str, Any]:
     options: dict[str, Any] = {"hide_parameters": True}
     match url.get_backend_name(), module_of(url_for(url, colour).drivername):
         case "sqlite", _:
-            options["connect_args"] = {"timeout": 30}
+            options["connect_args"] = {"timeout": _SQLITE_PATIENCE}
             if colour == "async":
                 # An open aiosqlite connection has a thread of its own, which would keep the interpreter alive.
                 options["poolclass"] = NullPool
@@ -89,6 +92,8 @@ def options_for(url: URL, colour: Colour) -> dict[str, Any]:
     return options
 
 
+_SQLITE_PATIENCE = 30  # seconds
+_RESTING = 0.005
 _CONNECT = {"connect_timeout": 10}
 # A host that has vanished is given up after a minute: PostgreSQL manual, "Parameter Key Words" of libpq.
 _VANISHED = {
@@ -115,6 +120,27 @@ def tune(engine: Engine) -> None:
     def durable(connection: Any, _: Any) -> None:
         # Readers beside one writer, and every commit on the disk before it is acknowledged.
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(connection, cursor)
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.close()
+
+
+def _write_ahead(connection: Any, cursor: Any) -> None:
+    """Switch the file to a write-ahead log. That is refused at once, and not waited for, while others do it too."""
+    until = time.monotonic() + _SQLITE_PATIENCE
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except Exception as error:
+            if not is_sqlite_busy(error) or time.monotonic() > until:
+                raise
+        _rest(connection)
+
+
+def _rest(connection: Any) -> None:
+    run_async = getattr(connection, "run_async", None)
+    if run_async is None:
+        time.sleep(_RESTING)
+    else:
+        run_async(lambda _: asyncio.sleep(_RESTING))

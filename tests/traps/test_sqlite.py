@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import os
+import sqlite3
+import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,10 +16,11 @@ from sqlalchemy import create_engine, func, insert, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
-from idempo import IdempoError, InProgressError, UniqueInsert, idempotent
+from idempo import IdempoError, InProgressError, UniqueInsert, idempotent, urls
 from idempo.contracts import Colour
 from idempo.steps import Steps
-from idempo.testing import Effects
+from idempo.testing import Effects, drive
+from tests.faults.stalled import leased
 from tests.traps.support import (
     CALLERS,
     Base,
@@ -25,12 +28,14 @@ from tests.traps.support import (
     Order,
     Running,
     Shop,
+    calling,
     caught,
     create_tables,
     driven,
     in_session,
     output,
     place,
+    until,
 )
 from tests.traps.workers import KEYS, PROCESSES, embedded_worker, joined_worker
 
@@ -272,3 +277,37 @@ def test_a_replay_in_the_callers_own_session_needs_no_write(url: str, colour: Co
         assert (yield from in_session(shop, f, "A-1")()) == "placed A-1"
 
     on_file(url, colour, test)
+
+
+@colours
+def test_a_file_without_write_ahead_log_that_somebody_writes_to_is_waited_for(
+    tmp_path: Path, colour: Colour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite itself refuses the switch to its write-ahead log at once, whatever busy timeout there is."""
+    tried = threading.Event()
+    rest = urls._rest
+
+    def resting(connection: Any) -> None:
+        tried.set()
+        rest(connection)
+
+    monkeypatch.setattr(urls, "_rest", resting)
+    path = tmp_path / "fresh.db"
+
+    def body(key: str) -> Steps[str]:
+        yield from ()
+        return key
+
+    def test() -> Steps[None]:
+        ledger = UniqueInsert(f"sqlite:///{path}")
+        f = leased(ledger, colour, "fresh", body)
+        with sqlite3.connect(path, isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            running = Running(colour, [calling(lambda: f("A-1"))])
+            yield from until(tried.is_set, "it has been refused, and tries again")
+            other.execute("COMMIT")
+        other.close()
+        assert (yield from running.results()) == ["A-1"]
+        yield ledger.close()
+
+    drive(colour, test())
