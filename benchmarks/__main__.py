@@ -34,7 +34,7 @@ __all__ = ["BENCHMARKS", "QUICK", "Benchmark", "main"]
 
 FULL = Plan()
 QUICK = Plan(
-    rounds=12,
+    rounds=10,
     block=12,
     name="quick",
     sizes=(10_000, 200_000),
