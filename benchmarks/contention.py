@@ -1,5 +1,7 @@
 """One key, many duplicates at once: how long after the first run's completion each has its answer, and what they ask.
 
+They call one function, so that they wait together; or each one behind a ledger of its own, as those of other processes.
+
 The first run is held until all duplicates wait, and `plan.hold` seconds longer. Times are those of direct connections;
 the round trips, from the first duplicate to the last answer, are counted in a crowd of their own, behind proxies.
 """
@@ -28,6 +30,7 @@ Ledger: TypeAlias = Literal["RedisCache", "UniqueInsert", "UniqueInsert(join=)"]
 
 LEDGERS: tuple[Ledger, ...] = ("RedisCache", "UniqueInsert", "UniqueInsert(join=)")
 TARGET = 10_000.0
+FEWEST = 8
 FEW = 64
 """So many at the most are threads, have a connection each, or a target: an answer costs processor time, too."""
 PATIENT = 60.0
@@ -47,10 +50,21 @@ def measure(stores: Stores, plan: Plan) -> dict[str, list[Measured]]:
         for count in plan.duplicates
         if count <= FEW or (colour == "async" and ledger in many)
     ]
-    return {f"answered after the completion; held for {plan.hold:g} s": rows}
+    alone = [
+        answered(stores, ledger, colour, FEWEST, plan, apart=True)
+        for ledger in LEDGERS[:2]
+        for colour in COLOURS
+    ]
+    held = f"held for {plan.hold:g} s"
+    return {
+        f"answered after the completion; {held}": rows,
+        f"each with a ledger of its own, as in other processes; {held}": alone,
+    }
 
 
-def answered(stores: Stores, ledger: Ledger, colour: Colour, count: int, plan: Plan) -> Measured:
+def answered(
+    stores: Stores, ledger: Ledger, colour: Colour, count: int, plan: Plan, *, apart: bool = False
+) -> Measured:
     def several(crowd: Crowd) -> Steps[list[list[float]]]:
         found = []
         yield crowd.answers(count)  # opens the connections
@@ -58,7 +72,7 @@ def answered(stores: Stores, ledger: Ledger, colour: Colour, count: int, plan: P
             found.append((yield crowd.answers(count, plan.hold)))
         return found
 
-    rounds = Crowd(stores, stores, ledger, colour, count).driven(several)
+    rounds = Crowd(stores, stores, ledger, colour, count, apart=apart).driven(several)
     taken = sorted(one for delays in rounds for one in delays)
     return Measured(
         f"{ledger}, {count} {'threads' if colour == 'sync' else 'tasks'}",
@@ -67,11 +81,11 @@ def answered(stores: Stores, ledger: Ledger, colour: Colour, count: int, plan: P
         percentile(taken, 0.99),
         target=TARGET if count <= FEW else None,
         rounds=tuple(statistics.median(delays) for delays in rounds),
-        requests=asked(stores, ledger, count, plan) if colour == "async" else None,
+        requests=asked(stores, ledger, count, plan, apart=apart) if colour == "async" else None,
     )
 
 
-def asked(stores: Stores, ledger: Ledger, count: int, plan: Plan) -> float:
+def asked(stores: Stores, ledger: Ledger, count: int, plan: Plan, *, apart: bool) -> float:
     """Return the requests per duplicate; counted of tasks only, since threads send the same."""
     with behind_proxies(stores) as (seen, wire):
 
@@ -80,7 +94,7 @@ def asked(stores: Stores, ledger: Ledger, count: int, plan: Plan) -> float:
             yield crowd.answers(count, plan.hold, wire.reset)
             return wire.requests
 
-        requests: int = Crowd(seen, stores, ledger, "async", count).driven(counted)
+        requests: int = Crowd(seen, stores, ledger, "async", count, apart=apart).driven(counted)
     return requests / count
 
 
@@ -107,7 +121,9 @@ class Told:
 class Crowd:
     """A first run that is held, and its duplicates."""
 
-    def __init__(self, stores: Stores, direct: Stores, ledger: Ledger, colour: Colour, count: int) -> None:
+    def __init__(
+        self, stores: Stores, direct: Stores, ledger: Ledger, colour: Colour, count: int, *, apart: bool
+    ) -> None:
         self.section = Section(stores, colour)
         self.keys = fresh_keys()
         self.told = Told()
@@ -115,9 +131,15 @@ class Crowd:
         self.entered: Any = threading.Event() if colour == "sync" else asyncio.Event()
         # Who waits inside the database tells nobody; it is asked.
         self.blocked = psycopg.connect(direct.libpq, autocommit=True) if "join" in ledger else None
-        self.f = self.section.decorated(
+        self.f = self._decorated(ledger, count)
+        self.duplicates = [self._decorated(ledger, 1) for _ in range(count)] if apart else [self.f] * count
+        """What the duplicates call: the same function, or each one behind a ledger of its own."""
+
+    def _decorated(self, ledger: Ledger, count: int) -> Any:
+        return self.section.decorated(
             self._ledger(ledger, count),
-            body=self.body if colour == "sync" else self.body_async,
+            name="bench.crowd",
+            body=self.body if self.section.colour == "sync" else self.body_async,
             hooks=(self.tell,),
             wait=PATIENT,
         )
@@ -162,8 +184,8 @@ class Crowd:
         return work(self.keys(), count, hold, before)
 
     def _threads(self, key: str, count: int, hold: float, before: Callable[[], None]) -> list[float]:
-        def duplicate() -> None:
-            self.f(key)
+        def duplicate(call: Callable[[str], Any]) -> None:
+            call(key)
             self.told.answered.append(time.perf_counter())
 
         with ThreadPoolExecutor(count + 1) as pool:
@@ -171,7 +193,7 @@ class Crowd:
                 first = pool.submit(self.f, key)
                 assert self.entered.wait(PATIENT)
                 before()
-                duplicates = [pool.submit(duplicate) for _ in range(count)]
+                duplicates = [pool.submit(duplicate, call) for call in self.duplicates]
                 deadline = time.monotonic() + PATIENT
                 while self._coming(count, deadline):
                     time.sleep(0.005)
@@ -183,14 +205,14 @@ class Crowd:
         return self.told.delays
 
     async def _tasks(self, key: str, count: int, hold: float, before: Callable[[], None]) -> list[float]:
-        async def duplicate() -> None:
-            await self.f(key)
+        async def duplicate(call: Callable[[str], Any]) -> None:
+            await call(key)
             self.told.answered.append(time.perf_counter())
 
         first = asyncio.create_task(self.f(key))
         await asyncio.wait_for(self.entered.wait(), PATIENT)
         before()
-        duplicates = [asyncio.create_task(duplicate()) for _ in range(count)]
+        duplicates = [asyncio.create_task(duplicate(call)) for call in self.duplicates]
         deadline = time.monotonic() + PATIENT
         while self._coming(count, deadline):  # noqa: ASYNC110 - the database is asked, and sets no event
             await asyncio.sleep(0.005)
