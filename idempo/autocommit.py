@@ -21,9 +21,9 @@ def committed_at_once(connection: Connection, work: Callable[[Connection], T]) -
     """Do `work` with a connection fresh from its pool whose every statement is a transaction of its own."""
     _switch_over(connection)
     result = work(connection)
-    if connection.dialect.name == "sqlite" and getattr(
-        connection.connection.driver_connection, "in_transaction", False
-    ):
+    if connection.dialect.name != "sqlite" or connection.invalidated:
+        return result  # to look at one that has been given up would open another
+    if getattr(connection.connection.driver_connection, "in_transaction", False):
         connection.commit()  # an engine whose "begin" listener sends BEGIN, in autocommit too
     return result
 

@@ -12,15 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, func, insert, select, text
+from sqlalchemy import create_engine, event, func, insert, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.pool import NullPool
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool, Pool
 
 from idempo import IdempoError, InProgressError, UniqueInsert, idempotent, urls
+from idempo.connections import beside
 from idempo.contracts import Colour
 from idempo.steps import Steps
 from idempo.testing import Effects, drive
 from tests.faults.stalled import leased
+from tests.servers import async_url
 from tests.traps.support import (
     CALLERS,
     Base,
@@ -311,3 +314,26 @@ def test_a_file_without_write_ahead_log_that_somebody_writes_to_is_waited_for(
         yield ledger.close()
 
     drive(colour, test())
+
+
+@colours
+def test_a_renewal_beside_the_pool_opens_one_connection_and_leaves_none(url: str, colour: Colour) -> None:
+    opened: list[Any] = []
+
+    def opening(connection: Any, record: Any) -> None:
+        opened.append(record)
+
+    event.listen(Pool, "connect", opening)
+    try:
+
+        def steps() -> Steps[Any]:
+            engine = create_engine(url) if colour == "sync" else create_async_engine(async_url(url))
+            sync: Any = getattr(engine, "sync_engine", engine)
+            found = yield from beside(sync, colour, lambda c: c.exec_driver_sql("SELECT 1").scalar())
+            assert [record.dbapi_connection for record in opened] == [None]
+            yield engine.dispose()
+            return found
+
+        assert drive(colour, steps()) == 1
+    finally:
+        event.remove(Pool, "connect", opening)
