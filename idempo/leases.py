@@ -21,7 +21,7 @@ from idempo.steps import Request, Steps, arun, run
 __all__ = ["Beat", "Ended", "KeepAlive", "end"]
 
 _IDLE = 60.0
-_LAST = 1.0  # seconds that a call waits for a renewal under way; a store that is there answers in less
+_LAST = 5.0  # seconds that a call waits for a renewal under way; a store that is there answers in less
 _FEW = 256
 
 
