@@ -105,9 +105,8 @@ def prefixed(prefix: str, statement: TextClause) -> TextClause:
 
 def _pipelined(raw: Any, statements: Sequence[tuple[str, dict[str, Any]]]) -> list[Answered]:
     import psycopg
-    from psycopg.rows import tuple_row
 
-    cursors: list[Any] = [psycopg.Cursor(raw, row_factory=tuple_row) for _ in statements]
+    cursors = [psycopg.Cursor(raw, row_factory=psycopg.rows.tuple_row) for _ in statements]
     failed: psycopg.Error | None = None
     try:
         with raw.pipeline():
@@ -125,9 +124,8 @@ def _pipelined(raw: Any, statements: Sequence[tuple[str, dict[str, Any]]]) -> li
 
 async def _pipelined_async(raw: Any, statements: Sequence[tuple[str, dict[str, Any]]]) -> list[Answered]:
     import psycopg
-    from psycopg.rows import tuple_row
 
-    cursors: list[Any] = [psycopg.AsyncCursor(raw, row_factory=tuple_row) for _ in statements]
+    cursors = [psycopg.AsyncCursor(raw, row_factory=psycopg.rows.tuple_row) for _ in statements]
     failed: psycopg.Error | None = None
     try:
         async with raw.pipeline():
