@@ -243,5 +243,17 @@ def accepted(call: Call, over: int | None) -> dict[str, int]:
     return {"over": -1 if over is None else over, "above": above}
 
 
+def answers(calls: Sequence[Call], found: Sequence[Any]) -> list[Answer | None]:
+    """How the key of each call stands, by the rows found for them; None: there is none, or it is free to claim."""
+    rows = {bytes(one[1]): row_of(one) for one in found}
+    return [rows[call.digest].answer(call, None) if call.digest in rows else None for call in calls]
+
+
+def among(firsts: Sequence[tuple[Call, Payload]], found: Sequence[Any]) -> list[bool]:
+    """For each first result, whether its digest is one of those found."""
+    digests = {bytes(one[0]) for one in found}
+    return [call.digest in digests for call, _ in firsts]
+
+
 def _only(values: dict[str, Any], sql: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if f":{name}" in sql}

@@ -15,12 +15,12 @@ from typing import Any, ClassVar
 
 from sqlalchemy import Connection, TextClause
 
-from idempo.dialects import TIMES, WRITTEN, Dialect
+from idempo.dialects import TIMES, WRITTEN, Dialect, among, answers
 from idempo.failures import codes
 from idempo.records import Answer, Call, InProgress, Payload
 from idempo.roundtrip import prefixed, together
 from idempo.sending import Answered, by_the_driver, every
-from idempo.sql import JUDGED, completion, identity, row_of
+from idempo.sql import JUDGED, completion, identity
 
 __all__ = ["MariaDB", "MySQL"]
 
@@ -37,10 +37,11 @@ _CLAIM_MANY = (
     "owner CHAR(32) PATH '$[4]', fingerprint LONGTEXT PATH '$[5]')) AS a "
     "ORDER BY a.digest ON DUPLICATE KEY UPDATE attempt = {table}.attempt"
 )
-_READ_MANY = (
-    f"SELECT {{clock}}, {JUDGED} FROM JSON_TABLE(:listed, '$[*]' COLUMNS (digest CHAR(64) PATH '$[0]')) AS a "
+_BY_DIGEST = (
+    "JSON_TABLE(:listed, '$[*]' COLUMNS (digest CHAR(64) PATH '$[0]')) AS a "
     "STRAIGHT_JOIN {table} AS r ON r.digest = UNHEX(a.digest)"
 )
+_READ_MANY = f"SELECT {{clock}}, {JUDGED} FROM {_BY_DIGEST}"
 _FIRSTS = (
     "JSON_TABLE(:listed, '$[*]' COLUMNS (digest CHAR(64) PATH '$[0]', owner CHAR(32) PATH '$[1]', "
     "state VARCHAR(16) PATH '$[2]', result LONGTEXT PATH '$[3]')) AS c "
@@ -52,10 +53,6 @@ _COMPLETE_MANY = (
 )
 _COMPLETED = f"SELECT r.digest FROM {_FIRSTS} WHERE r.state = c.state"
 _OVER = "SELECT digest FROM {table} WHERE keep_until <= {clock} ORDER BY keep_until LIMIT :batch OFFSET :seen"
-_BY_DIGEST = (
-    "JSON_TABLE(:listed, '$[*]' COLUMNS (digest CHAR(64) PATH '$[0]')) AS a "
-    "STRAIGHT_JOIN {table} AS r ON r.digest = UNHEX(a.digest)"
-)
 _LOCK_OVER = f"SELECT r.digest FROM {_BY_DIGEST} WHERE r.keep_until <= {{clock}} FOR UPDATE"
 _DELETE_LOCKED = f"DELETE r FROM {_BY_DIGEST}"
 
@@ -74,9 +71,9 @@ class MySQL(Dialect):
         listed = _listed([[one[name] for name in names] for one in described])
         values = {"listed": listed, "lease": described[0]["lease"], "keep": described[0]["keep"]}
         self.change(connection, _CLAIM_MANY, values)
-        found = by_the_driver(connection, self.statement(_READ_MANY), {"listed": listed}, every)
-        rows = {bytes(one[1]): row_of(one) for one in found}
-        return [rows[call.digest].answer(call, None) if call.digest in rows else None for call in calls]
+        return answers(
+            calls, by_the_driver(connection, self.statement(_READ_MANY), {"listed": listed}, every)
+        )
 
     def complete_many(self, connection: Connection, firsts: Sequence[tuple[Call, Payload]]) -> list[bool]:
         described = [completion(call, payload) for call, payload in firsts]
@@ -84,11 +81,7 @@ class MySQL(Dialect):
             [[one[name] for name in ("digest", "owner", "state", "result")] for one in described]
         )
         self.change(connection, _COMPLETE_MANY, {"listed": listed, "keep": described[0]["keep"]})
-        kept = {
-            bytes(one[0])
-            for one in by_the_driver(connection, self.statement(_COMPLETED), {"listed": listed}, every)
-        }
-        return [call.digest in kept for call, _ in firsts]
+        return among(firsts, by_the_driver(connection, self.statement(_COMPLETED), {"listed": listed}, every))
 
     def lock_and_claim(self, connection: Connection, call: Call, over: int | None, wait: float) -> Answer:
         sql = (

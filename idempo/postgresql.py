@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, TextClause
 
-from idempo.dialects import COMPLETE, FREE, RACES, TIMES, WRITTEN, Dialect, accepted
+from idempo.dialects import COMPLETE, FREE, RACES, TIMES, WRITTEN, Dialect, accepted, among, answers
 from idempo.failures import codes
 from idempo.records import Answer, Call, InProgress, Issued, NotIssued, Payload
 from idempo.roundtrip import Statement, can_send_together, together
@@ -114,9 +114,7 @@ class PostgreSQL(Dialect):
         values |= {"keys": [one["business_key"] for one in described]}
         values |= {"fingerprints": [one["fingerprint"] for one in described]}
         values |= {name: described[0][name] for name in ("lease", "keep")} | {"over": -1, "above": -1}
-        found = by_the_driver(connection, self.statement(_CLAIM_MANY), values, every)
-        rows = {bytes(one[1]): row_of(one) for one in found}
-        return [rows[call.digest].answer(call, None) if call.digest in rows else None for call in calls]
+        return answers(calls, by_the_driver(connection, self.statement(_CLAIM_MANY), values, every))
 
     def complete_many(self, connection: Connection, firsts: Sequence[tuple[Call, Payload]]) -> list[bool]:
         described = [completion(call, payload) for call, payload in firsts]
@@ -124,10 +122,7 @@ class PostgreSQL(Dialect):
             f"{name}s": [one[name] for one in described] for name in ("digest", "owner", "state", "result")
         }
         values |= {"keep": described[0]["keep"]}
-        kept = {
-            bytes(one[0]) for one in by_the_driver(connection, self.statement(_COMPLETE_MANY), values, every)
-        }
-        return [call.digest in kept for call, _ in firsts]
+        return among(firsts, by_the_driver(connection, self.statement(_COMPLETE_MANY), values, every))
 
     def claim_joined(
         self, connection: Connection, call: Call, over: int | None, wait: float, savepoint: str

@@ -6,14 +6,13 @@ from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.pool import NullPool
 
 from idempo.inspection import Wanted, inspect
-from tests.servers import Server, fresh_database
+from tests.servers import Server
 from tests.test_purge import filled
-from tests.traps.support import create_tables
+from tests.traps.support import shop_database
 
 
 def test_a_list_does_not_read_what_is_over(postgres: Server) -> None:
-    url = fresh_database(postgres)
-    create_tables(url)
+    url = shop_database(postgres)
     filled(url, over=300)
     asked: list[tuple[str, Any]] = []
 

@@ -27,7 +27,7 @@ from idempo.sending import by_sqlalchemy, every
 from idempo.sql import Records
 from idempo.steps import Steps, run
 from idempo.testing import ledger_of, new_call
-from tests.servers import Server, fresh_database
+from tests.servers import Server
 from tests.traps.support import (
     SECONDS,
     Running,
@@ -38,6 +38,7 @@ from tests.traps.support import (
     driven,
     empty_tables,
     place,
+    shop_database,
     until,
 )
 
@@ -65,10 +66,7 @@ colours = pytest.mark.parametrize("colour", ["sync", "async"])
 
 @pytest.fixture(scope="module", params=SERVERS)
 def prepared(request: pytest.FixtureRequest) -> str:
-    server: Server = request.getfixturevalue(request.param)
-    url = fresh_database(server)
-    create_tables(url)
-    return url
+    return shop_database(request.getfixturevalue(request.param))
 
 
 @pytest.fixture
@@ -81,21 +79,17 @@ def url(prepared: str) -> str:
 @pytest.fixture(params=[*SERVERS, "sqlite"])
 def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Any SQL database, with empty tables."""
-    kind = request.param
-    url = (
-        f"sqlite:///{tmp_path}/idempo.db"
-        if kind == "sqlite"
-        else fresh_database(request.getfixturevalue(kind))
-    )
-    create_tables(url)
+    url: str
+    if request.param == "sqlite":
+        url = request.getfixturevalue("file")
+    else:
+        url = shop_database(request.getfixturevalue(request.param))
     return url
 
 
 @pytest.fixture(params=["mariadb", "mysql"])
 def innodb(request: pytest.FixtureRequest) -> str:
-    url = fresh_database(request.getfixturevalue(request.param))
-    create_tables(url)
-    return url
+    return shop_database(request.getfixturevalue(request.param))
 
 
 @pytest.fixture
@@ -291,8 +285,7 @@ def test_who_claims_anew_what_a_purge_is_deleting_waits_for_it_and_has_a_record(
     postgres: Server, colour: Colour
 ) -> None:
     """All of a batch is locked before the first record goes: nothing can be claimed anew, and deleted all the same."""
-    url = fresh_database(postgres)
-    create_tables(url)
+    url = shop_database(postgres)
 
     def test(shop: Shop) -> Steps[None]:
         ran: Counter[str] = Counter()

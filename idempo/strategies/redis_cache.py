@@ -155,7 +155,7 @@ class RedisLedger:
         return bool((yield from self._script(REVOKE, digest)))
 
     def hear(self, call: Call, told: InProgress, seconds: float) -> Steps[bool | None]:
-        stream = stream_of(self.prefix, self.prefix + call.digest.hex().encode())
+        stream = stream_of(self.prefix, self._name(call.digest))
         client = yield from self._client()
         at_most = 0.0 if stream is None else self.clients.seats.take(client)
         if stream is None or not at_most:
@@ -198,9 +198,12 @@ class RedisLedger:
         return client
 
     def _keys(self, script: str, digest: bytes) -> list[bytes]:
-        name = self.prefix + digest.hex().encode()
+        name = self._name(digest)
         stream = stream_of(self.prefix, name) if script in WAKING else None
         return [name] if stream is None else [name, stream]
+
+    def _name(self, digest: bytes) -> bytes:
+        return self.prefix + digest.hex().encode()
 
 
 def _claiming(call: Call, over: int | None) -> tuple[Any, ...]:

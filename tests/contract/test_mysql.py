@@ -13,9 +13,9 @@ from idempo.contracts import Colour
 from idempo.steps import Steps
 from idempo.testing import LedgerContract, PromiseContract
 from tests.contract.test_unique_insert import OnDatabase
-from tests.servers import Server, fresh_database
+from tests.servers import Server
 from tests.traps import test_mysql as traps
-from tests.traps.support import Running, Shop, calling, caught, create_tables, driven, empty_tables, place
+from tests.traps.support import Running, Shop, calling, caught, driven, empty_tables, place, shop_database
 
 NOWAIT_FAILED = 3572
 
@@ -45,8 +45,7 @@ class TestMySQLJoinedAsync(TestMySQLJoined):
 
 @pytest.fixture(scope="module")
 def url(mysql: Server) -> str:
-    url = fresh_database(mysql)
-    create_tables(url)
+    url = shop_database(mysql)
     with Shop(url, "sync").outside.connect() as connection:
         connection.execute(text("CREATE TABLE accounts (id INT PRIMARY KEY, amount INT NOT NULL)"))
         connection.execute(text("INSERT INTO accounts VALUES (1, 0), (2, 0)"))

@@ -12,8 +12,8 @@ from idempo.contracts import Colour
 from idempo.steps import Steps
 from idempo.testing import Effects, Gate
 from tests.faults.proxy import Proxy
-from tests.servers import Server, fresh_database, start
-from tests.traps.support import Running, Shop, calling, create_tables, driven, in_session, place
+from tests.servers import Server, start
+from tests.traps.support import Running, Shop, calling, driven, in_session, place, shop_database
 
 colours = pytest.mark.parametrize("colour", ["sync", "async"])
 
@@ -39,8 +39,7 @@ def proxy(server: Server) -> Iterator[Proxy]:
 
 
 def database(server: Server, proxy: Proxy | None = None) -> str:
-    url = fresh_database(server)
-    create_tables(url)
+    url = shop_database(server)
     if proxy is None:
         return url
     behind = make_url(url).set(host="127.0.0.1", port=proxy.port)

@@ -18,8 +18,8 @@ from idempo.contracts import Colour
 from idempo.steps import Steps
 from idempo.testing import Effects, drive
 from tests.faults.answers import tried
-from tests.servers import Server, fresh_database, start
-from tests.traps.support import Shop, create_tables, decorated, place
+from tests.servers import Server, start
+from tests.traps.support import Shop, decorated, place, shop_database
 
 ORDINARY = "clerk"  # without the right to write on a read-only server
 
@@ -42,8 +42,7 @@ class Primary:
 def primary(request: pytest.FixtureRequest) -> Iterator[Primary]:
     kind, colour = request.param
     with start(kind) as server:
-        url = fresh_database(server)
-        create_tables(url)
+        url = shop_database(server)
         engine = create_engine(server.url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
             connection.execute(text(f"CREATE USER {ORDINARY}@'127.0.0.1'"))

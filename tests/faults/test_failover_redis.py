@@ -41,8 +41,8 @@ from idempo.testing import Effects, Gate, drive
 from tests.faults.answers import meanwhile, seen, tried
 from tests.faults.proxy import Proxy
 from tests.provide.sentinel import NAME, Node, Pair, Sentinels
-from tests.servers import Server, fresh_database
-from tests.traps.support import Order, Running, calling, caught, create_tables, until
+from tests.servers import Server
+from tests.traps.support import Order, Running, calling, caught, shop_database, until
 from tests.traps.support import Shop as Orders
 
 PLACES: list[tuple[str, Colour]] = [("redis", "sync"), ("valkey", "async")]
@@ -336,8 +336,7 @@ class Lost:
 @pytest.fixture(scope="module")
 def lost(place: tuple[str, Colour], postgres: Server) -> Iterator[Lost]:
     kind, colour = place
-    url = fresh_database(postgres)
-    create_tables(url)
+    url = shop_database(postgres)
     with contextlib.ExitStack() as stack:
         proxies: list[Proxy] = []
 

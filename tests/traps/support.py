@@ -18,7 +18,7 @@ from idempo import UniqueInsert, idempotent
 from idempo.contracts import Colour
 from idempo.steps import Pause, Steps, arun, run
 from idempo.testing import drive
-from tests.servers import async_url
+from tests.servers import Server, async_url, fresh_database
 
 SECONDS = 30
 THREADS_AND_POOL: dict[str, Any] = {"pool_size": 30, "max_overflow": 30, "pool_timeout": SECONDS}
@@ -94,6 +94,13 @@ class Shop:
     def until(self, sql: str, wanted: int) -> Steps[None]:
         """Wait until the server reports this fact."""
         yield from until(lambda: self.scalar(sql) == wanted, f"{sql} -> {wanted}")
+
+
+def shop_database(server: Server) -> str:
+    """The URL of a new database with the records table and the business tables."""
+    url = fresh_database(server)
+    create_tables(url)
+    return url
 
 
 def create_tables(url: str) -> None:

@@ -13,7 +13,7 @@ from idempo import InProgressError, LeaseLostError, UniqueInsert
 from idempo.contracts import Colour
 from idempo.steps import Steps
 from idempo.testing import Effects, Gate, drive
-from tests.servers import Server, fresh_database
+from tests.servers import Server
 from tests.traps.support import (
     CALLERS,
     Declined,
@@ -22,11 +22,11 @@ from tests.traps.support import (
     Shop,
     calling,
     caught,
-    create_tables,
     driven,
     empty_tables,
     in_session,
     place,
+    shop_database,
 )
 
 WAITERS = 9
@@ -45,8 +45,7 @@ levels = pytest.mark.parametrize("level", LEVELS)
 
 @pytest.fixture(scope="module")
 def url(mariadb: Server) -> str:
-    url = fresh_database(mariadb)
-    create_tables(url)
+    url = shop_database(mariadb)
     with Shop(url, "sync").outside.connect() as connection:
         connection.execute(
             text("CREATE TABLE accounts (id INT PRIMARY KEY, amount INT NOT NULL) ENGINE=InnoDB")

@@ -34,13 +34,13 @@ from tests.traps.support import (
     Serial,
     Shop,
     caught,
-    create_tables,
     driven,
     empty_tables,
     in_ours,
     in_session,
     place,
     script,
+    shop_database,
 )
 
 WAITING = (
@@ -57,9 +57,7 @@ callers = pytest.mark.parametrize("caller", list(CALLERS))
 
 @pytest.fixture(scope="module")
 def url(postgres: Server) -> str:
-    url = fresh_database(postgres)
-    create_tables(url)
-    return url
+    return shop_database(postgres)
 
 
 @pytest.fixture
