@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import Connection, TextClause, bindparam, text
 from sqlalchemy.engine import Dialect
-from sqlalchemy.exc import DBAPIError, StatementError
+from sqlalchemy.exc import StatementError
 
-from idempo.sending import Answered, by_sqlalchemy
+from idempo.sending import Answered, by_sqlalchemy, sqlalchemys_own
 
 __all__ = ["Statement", "can_send_together", "prefixed", "together"]
 
@@ -59,12 +59,7 @@ def together(connection: Connection, statements: Sequence[Statement]) -> list[An
     try:
         return _send(connection.connection.dbapi_connection, raw, sql, values)
     except psycopg.Error as error:
-        # As SQLAlchemy would raise it. The values stay out of the text.
-        wrapped = DBAPIError.instance(
-            sql, None, error, psycopg.Error, hide_parameters=True, connection_invalidated=bool(raw.closed),
-            dialect=dialect,
-        )  # fmt: skip
-        raise wrapped from error
+        raise sqlalchemys_own(error, sql, dialect, lost=bool(raw.closed)) from error
 
 
 def _alone(connection: Connection, statement: TextClause | str, values: dict[str, Any]) -> Answered:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 from sqlalchemy import Connection, TextClause
@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 T = TypeVar("T")
 
-__all__ = ["Answered", "Send", "by_sqlalchemy", "by_the_driver", "count", "every", "first"]
+__all__ = ["Answered", "Send", "by_sqlalchemy", "by_the_driver", "count", "every", "first", "sqlalchemys_own"]
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -76,14 +76,23 @@ def by_the_driver(
     """
     sql, positions = _compiled(statement, connection.dialect)
     given = values if positions is None else tuple([values[name] for name in positions])
+    cursor: Any = None
     try:
         cursor = connection.connection.cursor()
         cursor.execute(sql, given)
-        answered = taken(cursor)
-        cursor.close()
-    except BaseException as error:
-        _tell(connection, sql, error)
-    return answered
+        return taken(cursor)
+    except connection.dialect.loaded_dbapi.Error as error:
+        # A local variable for what is raised would make it hold itself, and all that it came through, for long.
+        raise sqlalchemys_own(error, sql, connection.dialect, lost=_is_lost(connection, error)) from error
+    except Exception:
+        raise
+    except BaseException as interrupt:  # the answer may still come, to nobody
+        connection.invalidate(interrupt)
+        raise
+    finally:
+        if cursor is not None:
+            with contextlib.suppress(Exception):
+                cursor.close()
 
 
 @lru_cache(maxsize=256)
@@ -93,21 +102,19 @@ def _compiled(statement: TextClause, dialect: Dialect) -> tuple[str, tuple[str, 
     return str(compiled), tuple(compiled.positiontup) if compiled.positional else None
 
 
-def _tell(connection: Connection, sql: str, error: BaseException) -> NoReturn:
-    dialect = connection.dialect
+def sqlalchemys_own(error: Exception, sql: str, dialect: Dialect, *, lost: bool) -> Exception:
+    """What SQLAlchemy would raise for an error of the driver; the values stay out of it."""
     dbapi: Any = dialect.loaded_dbapi
-    if not isinstance(error, Exception):  # cancelled or interrupted: the answer may still come, to nobody
-        connection.invalidate(error)
-        raise error
-    if not isinstance(error, dbapi.Error):
-        raise error
-    driver_error: Any = error
-    lost = dialect.is_disconnect(driver_error, connection.connection.dbapi_connection, None)
-    if lost:
-        with contextlib.suppress(Exception):
-            connection.exec_driver_sql("SELECT 1")  # so that the pool learns of it, for its other connections
-        connection.invalidate(error)
-    told = DBAPIError.instance(
+    return DBAPIError.instance(
         sql, None, error, dbapi.Error, hide_parameters=True, connection_invalidated=lost, dialect=dialect
     )
-    raise told from error
+
+
+def _is_lost(connection: Connection, error: Any) -> bool:
+    """True if the error says that the connection is; then it is not used again."""
+    if not connection.dialect.is_disconnect(error, connection.connection.dbapi_connection, None):
+        return False
+    with contextlib.suppress(Exception):
+        connection.exec_driver_sql("SELECT 1")  # so that the pool learns of it, for its other connections
+    connection.invalidate(error)
+    return True

@@ -1,6 +1,11 @@
 """A ledger sends its statements by the driver's own cursor: errors are those of SQLAlchemy all the same."""
 
+import gc
+import sqlite3
+import traceback
 import uuid
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +17,7 @@ from sqlalchemy.pool import NullPool
 
 from idempo import UniqueInsert, idempotent
 from idempo.contracts import Colour
+from idempo.roundtrip import together
 from idempo.sending import by_the_driver, count, first
 from idempo.steps import Steps
 from idempo.testing import drive
@@ -92,6 +98,41 @@ def test_errors_are_sqlalchemys_own_and_show_no_values(server: Server, table: st
         assert not error.connection_invalidated
         assert error.params is None
         assert error.hide_parameters
+
+
+def failing(kind: str, url: str) -> Callable[[], DBAPIError | None]:
+    """A weak reference to the error of a statement; nobody here keeps a strong one."""
+    missing = text("SELECT :state FROM missing_table"), {"state": "x"}
+    with create_engine(url, poolclass=NullPool).connect() as connection:
+        try:
+            if kind == "together":
+                together(connection, [missing])
+            else:
+                by_the_driver(connection, *missing, first)
+        except DBAPIError as error:
+            return weakref.ref(error)
+    raise AssertionError("it did not fail")
+
+
+@pytest.mark.parametrize("kind", ["alone", "together"])
+def test_an_error_goes_with_its_last_reference(postgres: Server, kind: str) -> None:
+    """It holds the frames that it came through, and all that is in them, but not itself."""
+    gc.disable()
+    try:
+        assert failing(kind, postgres.url)() is None
+    finally:
+        gc.enable()
+
+
+def test_an_error_that_is_kept_holds_no_cursor(tmp_path: Path) -> None:
+    """With a cursor of SQLite's, the file would stay open, whoever closed the connection."""
+    with create_engine(f"sqlite:///{tmp_path}/any.db").connect() as connection:
+        with pytest.raises(DBAPIError) as failed:
+            by_the_driver(connection, text("SELECT 1 FROM missing_table"), {}, first)
+        frames = (frame for frame, _ in traceback.walk_tb(failed.value.__traceback__))
+        cursors = [one.f_locals["cursor"] for one in frames if "cursor" in one.f_locals]
+        with pytest.raises(sqlite3.ProgrammingError, match="closed cursor"):
+            cursors[0].execute("SELECT 1")
 
 
 def test_a_lost_connection_is_told_as_such_and_not_used_again(server: Server) -> None:
