@@ -474,6 +474,7 @@ def test_what_only_the_old_primary_had_is_gone_when_it_follows_the_new_one(lost:
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Pair, Colour]]:
     kind, colour = request.param
     with Pair(kind, options=TOO_FEW) as pair:
+        pair.wait_for_replicas(1)  # until then it takes no writes
         yield pair, colour
 
 
