@@ -170,7 +170,7 @@ class PostgreSQL(Dialect):
         at_once: bool,
     ) -> bool:
         values = completion(call, payload)
-        if not (at_once and can_send_together(connection, values)):
+        if not (at_once and can_send_together(connection)):
             return super().complete_and_commit(connection, call, payload, commit, at_once=False)
         update = self.statement(self._complete_or_fail), values
         try:

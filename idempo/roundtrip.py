@@ -1,7 +1,8 @@
-"""Several statements in one round trip, where the driver can: psycopg's client-side cursors.
+"""Several statements in one round trip, where the driver can: psycopg's pipeline mode.
 
-Source: psycopg documentation, "Client-side-binding cursors"; SQLAlchemy documentation, "Getting at the raw (DBAPI)
-Connection" and "Using awaitable-only driver methods". With any other driver they are sent one after the other.
+Sources: psycopg documentation, "Pipeline mode support"; SQLAlchemy documentation, "Getting at the raw (DBAPI)
+Connection" and "Using awaitable-only driver methods". With any other driver they are sent one after the other. Each is
+prepared by the server once it has come often enough: to plan a claim takes longer than a round trip.
 """
 
 from __future__ import annotations
@@ -21,45 +22,52 @@ __all__ = ["Statement", "can_send_together", "prefixed", "together"]
 Statement: TypeAlias = tuple[TextClause | str, dict[str, Any]]
 """With its values; a string has none."""
 
-_LARGE = 64 * 1024  # bytes; a client-side cursor writes them into the statement, twice as long
 
+def can_send_together(connection: Connection) -> bool:
+    """True if `together` takes one round trip on this connection."""
+    if connection.dialect.driver not in ("psycopg", "psycopg_async"):
+        return False
+    import psycopg
 
-def can_send_together(connection: Connection, values: dict[str, Any]) -> bool:
-    """True if `together` takes one round trip on this connection, with these values."""
-    large = any(isinstance(value, bytes) and len(value) > _LARGE for value in values.values())
-    return connection.dialect.driver in ("psycopg", "psycopg_async") and not large
+    return psycopg.Pipeline.is_supported()
 
 
 def together(connection: Connection, statements: Sequence[Statement]) -> list[Answered]:
-    """Execute `statements` in order, in the transaction of `connection`. The names of their values must differ.
+    """Execute `statements` in order, in the transaction of `connection`.
 
     The first that fails raises the driver's error, and those behind it are not executed.
     """
-    values = {name: value for _, one in statements for name, value in one.items()}
-    if not can_send_together(connection, values):
-        return [_alone(connection, statement, one) for statement, one in statements]
+    if not can_send_together(connection):
+        return [_alone(connection, statement, values) for statement, values in statements]
     if not connection.in_transaction():
         connection.begin()  # as SQLAlchemy does by itself before a statement that it sends
-    dialect = connection.dialect
-    parts = []
-    for one, given in statements:
-        if isinstance(one, str):
-            parts.append(one)
-            continue
-        sql, processors = _compiled(one, dialect)
-        parts.append(sql)
-        try:
-            values |= {name: process(given[name]) for name, process in processors.items()}
-        except Exception as error:
-            raise StatementError(str(error), sql, None, error, hide_parameters=True) from error
-    sql = "; ".join(parts)
+    compiled = [_ready(statement, values, connection.dialect) for statement, values in statements]
     raw: Any = connection.connection.driver_connection
     import psycopg
 
     try:
-        return _send(connection.connection.dbapi_connection, raw, sql, values)
+        run_async = getattr(connection.connection.dbapi_connection, "run_async", None)
+        if run_async is None:
+            return _pipelined(raw, compiled)
+        answers: list[Answered] = run_async(lambda _: _pipelined_async(raw, compiled))
+        return answers
     except psycopg.Error as error:
-        raise sqlalchemys_own(error, sql, dialect, lost=bool(raw.closed)) from error
+        said = "; ".join(sql for sql, _ in compiled)
+        raise sqlalchemys_own(error, said, connection.dialect, lost=bool(raw.closed)) from error
+
+
+def _ready(
+    statement: TextClause | str, values: dict[str, Any], dialect: Dialect
+) -> tuple[str, dict[str, Any]]:
+    """The statement in the driver's words, and its values as the driver takes them."""
+    if isinstance(statement, str):
+        return statement, {}
+    sql, processors = _compiled(statement, dialect)
+    try:
+        processed = {name: process(values[name]) for name, process in processors.items()}
+    except Exception as error:
+        raise StatementError(str(error), sql, None, error, hide_parameters=True) from error
+    return sql, values | processed
 
 
 def _alone(connection: Connection, statement: TextClause | str, values: dict[str, Any]) -> Answered:
@@ -91,21 +99,47 @@ def prefixed(prefix: str, statement: TextClause) -> TextClause:
     )
 
 
-def _send(adapted: Any, raw: Any, sql: str, values: dict[str, Any]) -> list[Answered]:
+def _pipelined(raw: Any, statements: Sequence[tuple[str, dict[str, Any]]]) -> list[Answered]:
     import psycopg
+    from psycopg.rows import tuple_row
 
-    settle = _settle(adapted)
-    asynchronous = isinstance(raw, psycopg.AsyncConnection)
-    cursor: Any = psycopg.AsyncClientCursor(raw) if asynchronous else psycopg.ClientCursor(raw)
-    settle(cursor.execute(sql, values))
-    answers = []
-    while True:
-        answers.append(Answered(settle(cursor.fetchone()) if cursor.description else None, cursor.rowcount))
-        if not cursor.nextset():
-            return answers
+    cursors: list[Any] = [psycopg.Cursor(raw, row_factory=tuple_row) for _ in statements]
+    failed: psycopg.Error | None = None
+    try:
+        with raw.pipeline():
+            try:
+                for cursor, (sql, values) in zip(cursors, statements, strict=True):
+                    cursor.execute(sql, values or None)
+            except psycopg.Error as error:
+                failed = error  # kept from the pipeline, which would log what follows from it
+    except psycopg.Error as error:
+        failed = failed or error
+    if failed is not None:
+        try:
+            raise failed
+        finally:
+            failed = None  # this frame is part of its traceback: it would hold itself
+    return [Answered(one.fetchone() if one.description else None, one.rowcount) for one in cursors]
 
 
-def _settle(adapted: Any) -> Callable[[Any], Any]:
-    """What turns an answer of the driver into a value: nothing to do, or awaiting it below SQLAlchemy's greenlet."""
-    run_async = getattr(adapted, "run_async", None)
-    return (lambda value: value) if run_async is None else (lambda value: run_async(lambda _: value))
+async def _pipelined_async(raw: Any, statements: Sequence[tuple[str, dict[str, Any]]]) -> list[Answered]:
+    import psycopg
+    from psycopg.rows import tuple_row
+
+    cursors: list[Any] = [psycopg.AsyncCursor(raw, row_factory=tuple_row) for _ in statements]
+    failed: psycopg.Error | None = None
+    try:
+        async with raw.pipeline():
+            try:
+                for cursor, (sql, values) in zip(cursors, statements, strict=True):
+                    await cursor.execute(sql, values or None)
+            except psycopg.Error as error:
+                failed = error
+    except psycopg.Error as error:
+        failed = failed or error
+    if failed is not None:
+        try:
+            raise failed
+        finally:
+            failed = None  # this frame is part of its traceback: it would hold itself
+    return [Answered(await one.fetchone() if one.description else None, one.rowcount) for one in cursors]
