@@ -18,6 +18,8 @@ from typing import Any, Literal, NoReturn, Self
 
 LIMIT = 1 << 20
 
+_FLUSH = b"H\0\0\0\4"  # what psycopg sends behind the end of a pipeline: by then the answer may be here
+
 Moment = Literal["request", "reply"]
 Watch = Callable[[Moment], bool]
 """Told of each round trip, when its request and when its reply begin to pass; True loses them and cuts."""
@@ -146,8 +148,8 @@ class Proxy:
                 self._writers.discard(end)
 
     async def _forward(self, link: "_Link", chunk: bytes) -> None:
-        if link.answered:
-            link.answered, link.burst = False, bytearray()
+        if link.answered and chunk != _FLUSH:
+            link.begin(chunk)
             self.requests += 1
             self.log.append(link.burst)
             if self.watch("request"):
@@ -164,9 +166,10 @@ class Proxy:
         await _send(link.server, chunk)
 
     async def _answer(self, link: "_Link", chunk: bytes) -> None:
-        if not link.answered and self.watch("reply"):
+        if not link.answering and self.watch("reply"):
             self._drop()
-        link.answered = True
+        link.answering = True
+        link.answered = link.waits_for_client(chunk)
         await self._passing.wait()
         if link.lose_reply:
             self._drop()
@@ -187,8 +190,49 @@ class _Link:
     def __init__(self, server: asyncio.StreamWriter, client: asyncio.StreamWriter) -> None:
         self.server, self.client = server, client
         self.answered = True  # so that the first request counts
+        self.answering = True
         self.burst = bytearray()  # what the client has sent since the last answer
         self.lose_reply = False
+        self._ready: _Ready | None = None
+        self._first = True
+
+    def begin(self, chunk: bytes) -> None:
+        """A request begins with these bytes."""
+        if self._first and len(chunk) >= 8 and struct.unpack("!IH", chunk[:6]) == (len(chunk), 3):
+            self._ready = _Ready()
+        self._first = self.answered = self.answering = False
+        self.burst = bytearray()
+
+    def waits_for_client(self, chunk: bytes) -> bool:
+        """True if the answer is complete with these bytes, as far as can be told."""
+        return self._ready is None or self._ready.after(chunk)
+
+
+class _Ready:
+    """Reads the messages of a PostgreSQL server, which says when it is ready for the next request.
+
+    Before that a client in pipeline mode sends what it likes, whenever it gets to it: more of the same round trip.
+    (PostgreSQL manual, "Pipelining" and "Message Formats".)
+    """
+
+    def __init__(self) -> None:
+        self._started = False
+        self._waits = False
+        self._rest = bytearray()  # the beginning of a message
+
+    def after(self, chunk: bytes) -> bool:
+        """True if the server waits for the client: it is ready, takes a copy, or is still greeting."""
+        self._rest += chunk
+        at = 0
+        while len(self._rest) - at >= 5:
+            end = at + 1 + int.from_bytes(self._rest[at + 1 : at + 5], "big")
+            if end > len(self._rest):
+                break
+            self._waits = self._rest[at] in b"ZG"
+            self._started = self._started or self._rest[at] in b"Z"
+            at = end
+        del self._rest[:at]
+        return not self._started or (self._waits and not self._rest)
 
 
 async def _until_first(*work: Coroutine[Any, Any, None]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from sqlalchemy import make_url
 
 from tests.faults.proxy import Proxy
 from tests.servers import Server, fresh_database
@@ -150,3 +151,25 @@ def test_an_ambiguous_commit(postgres: Server, drop: str) -> None:
             through.close()
         rows = direct.execute("SELECT count(*) FROM effects").fetchone()
     assert rows == (1 if drop == "drop_reply" else 0,)
+
+
+def test_what_postgres_is_sent_before_it_is_ready_is_one_round_trip(postgres: Server) -> None:
+    """In pipeline mode; whenever its parts pass, and whatever was answered meanwhile."""
+    with (
+        Proxy(postgres.port) as proxy,
+        psycopg.connect(
+            make_url(postgres.url).set(drivername="postgresql", port=proxy.port).render_as_string(False),
+            sslmode="disable",
+            autocommit=True,
+        ) as connection,
+    ):
+        for _ in range(20):
+            proxy.reset_count()
+            with connection.pipeline():
+                asked = [
+                    connection.execute("SELECT repeat('x', 100000), %s", [number]) for number in range(5)
+                ]
+            assert [one.fetchone()[1] for one in asked] == list(range(5))  # type: ignore[index]
+            assert proxy.requests == 1
+            connection.execute("SELECT 1", prepare=False)
+            assert proxy.requests == 2
