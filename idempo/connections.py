@@ -169,8 +169,15 @@ class Database:
 
     def _options(self, colour: Colour) -> dict[str, Any]:
         options = options_for(self._named, colour)
-        # Awaiting ones are given back behind a shield, as those of the user: a cancellation may come at any time.
-        return options | AT_ONCE if self._at_once and colour == "sync" else options
+        return options | AT_ONCE if self._commits_at_once(colour) else options
+
+    def _commits_at_once(self, colour: Colour) -> bool:
+        """True where the engine that is used knows no transactions.
+
+        Not where connections close by awaiting, with no pool: a cancellation meanwhile would leave one open.
+        """
+        unpooled = colour == "async" and self.dialect == "sqlite"
+        return self._at_once and self._given is None and not unpooled
 
     def session(self, colour: Colour, bind: Any = None) -> Any:
         """Return a new session as the user's sessionmaker makes it, on `bind` instead of the engine if given."""
@@ -207,7 +214,7 @@ class Database:
         while True:
             connection = yield engine.connect()
             try:
-                if self._at_once and self._given is None and colour == "sync":
+                if self._commits_at_once(colour):
                     return (yield from ending(_do(connection, work), given_back(connection)))
                 committed = functools.partial(committed_at_once, work=work)
                 return (yield from ending(_do(connection, committed), _closing(connection)))

@@ -74,23 +74,33 @@ def test_redis_takes_two_requests_for_a_first_run_and_one_for_a_replay(
         drive(colour, steps())
 
 
+REQUESTS = {
+    "postgres": (2, 1, "?sslmode=disable"),
+    "mariadb": (3, 1, ""),  # it looks for the record before it inserts one
+}
+
+
 @pytest.mark.parametrize("colour", COLOURS)
-def test_postgresql_takes_two_requests_for_a_first_run_and_one_for_a_replay(
-    colour: Colour, wire: tuple[Proxy, str]
+@pytest.mark.parametrize("server", REQUESTS)
+def test_a_database_takes_so_many_requests_for_a_first_run_and_one_for_a_replay(
+    colour: Colour, server: str, request: pytest.FixtureRequest
 ) -> None:
-    proxy, url = wire
-    ledger = UniqueInsert(url)
-    f: Any = idempotent(key="{order}", using=ledger)(function(colour))
+    found: Server = request.getfixturevalue(server)
+    first, replay, settings = REQUESTS[server]
+    with Proxy(found.port) as proxy:
+        ledger = UniqueInsert(ending(fresh_database(found), proxy.port) + settings)
+        f: Any = idempotent(key="{order}", using=ledger)(function(colour))
 
-    def steps() -> Steps[None]:
-        for number in range(8):  # until the driver has prepared its statements
-            yield f(f"warm {number}")
-            yield f(f"warm {number}")
-        assert (yield from counted(proxy, lambda: f("A-1"))) == 2
-        assert (yield from counted(proxy, lambda: f("A-1"))) == 1
-        yield ledger.close()
+        def steps() -> Steps[None]:
+            yield ledger.create_schema()
+            for number in range(8):  # until the driver has prepared its statements
+                yield f(f"warm {number}")
+                yield f(f"warm {number}")
+            assert (yield from counted(proxy, lambda: f("A-1"))) == first
+            assert (yield from counted(proxy, lambda: f("A-1"))) == replay
+            yield ledger.close()
 
-    drive(colour, steps())
+        drive(colour, steps())
 
 
 def writing(session: Any) -> Any:
