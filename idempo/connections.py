@@ -168,16 +168,12 @@ class Database:
         return self._made
 
     def _options(self, colour: Colour) -> dict[str, Any]:
-        options = options_for(self._named, colour)
-        return options | AT_ONCE if self._commits_at_once(colour) else options
+        return options_for(self._named, colour) | (AT_ONCE if self._commits_at_once(colour) else {})
 
     def _commits_at_once(self, colour: Colour) -> bool:
-        """True where the engine that is used knows no transactions.
-
-        Not where connections close by awaiting, with no pool: a cancellation meanwhile would leave one open.
-        """
-        unpooled = colour == "async" and self.dialect == "sqlite"
-        return self._at_once and self._given is None and not unpooled
+        """True where the engine that is used knows no transactions."""
+        # Not without a pool, where connections close by awaiting: a cancellation meanwhile would leave one open.
+        return self._at_once and self._given is None and (colour == "sync" or self.dialect != "sqlite")
 
     def session(self, colour: Colour, bind: Any = None) -> Any:
         """Return a new session as the user's sessionmaker makes it, on `bind` instead of the engine if given."""
