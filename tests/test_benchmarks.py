@@ -6,7 +6,7 @@ import json
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +269,15 @@ def test_a_run_that_is_really_slower_than_its_baseline_ends_with_1(
     monkeypatch.setattr(runner, "draw", lambda *_: None)
     given = ["--out", str(tmp_path / "now"), "--compare", str(tmp_path / "results.json")]
     assert runner.main(given) == status
+
+
+def test_the_baseline_is_of_a_quick_run_and_of_benchmarks_that_are_there() -> None:
+    path = Path(runner.__file__).with_name("baseline.json")
+    about, found = report.loaded(path)
+    assert about["plan"] == report.jsonable(asdict(runner.QUICK))
+    assert set(found) == {one.name for one in runner.BENCHMARKS}
+    assert compare.worded(found, found)[1] is False
+    assert not re.search(r'"/\w', path.read_text())  # no path of the machine that measured it
 
 
 # ---- the runs
