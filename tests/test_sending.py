@@ -126,7 +126,7 @@ def test_an_error_goes_with_its_last_reference(postgres: Server, kind: str) -> N
 
 def test_an_error_that_is_kept_holds_no_cursor(tmp_path: Path) -> None:
     """With a cursor of SQLite's, the file would stay open, whoever closed the connection."""
-    with create_engine(f"sqlite:///{tmp_path}/any.db").connect() as connection:
+    with create_engine(f"sqlite:///{tmp_path}/any.db", poolclass=NullPool).connect() as connection:
         with pytest.raises(DBAPIError) as failed:
             by_the_driver(connection, text("SELECT 1 FROM missing_table"), {}, first)
         frames = (frame for frame, _ in traceback.walk_tb(failed.value.__traceback__))
