@@ -100,8 +100,8 @@ def test_errors_are_sqlalchemys_own_and_show_no_values(server: Server, table: st
         assert error.hide_parameters
 
 
-def failing(kind: str, url: str) -> Callable[[], DBAPIError | None]:
-    """A weak reference to the error of a statement; nobody here keeps a strong one."""
+def failing(kind: str, url: str) -> list[Callable[[], BaseException | None]]:
+    """Weak references to the error of a statement and to the driver's; nobody here keeps a strong one."""
     missing = text("SELECT :state FROM missing_table"), {"state": "x"}
     with create_engine(url, poolclass=NullPool).connect() as connection:
         try:
@@ -110,7 +110,7 @@ def failing(kind: str, url: str) -> Callable[[], DBAPIError | None]:
             else:
                 by_the_driver(connection, *missing, first)
         except DBAPIError as error:
-            return weakref.ref(error)
+            return [weakref.ref(one) for one in (error, error.__cause__) if one is not None]
     raise AssertionError("it did not fail")
 
 
@@ -119,7 +119,7 @@ def test_an_error_goes_with_its_last_reference(postgres: Server, kind: str) -> N
     """It holds the frames that it came through, and all that is in them, but not itself."""
     gc.disable()
     try:
-        assert failing(kind, postgres.url)() is None
+        assert [one() for one in failing(kind, postgres.url)] == [None, None]
     finally:
         gc.enable()
 

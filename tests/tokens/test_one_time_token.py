@@ -663,13 +663,16 @@ def test_what_a_token_is_stays_out_of_logs_events_and_stores(store: Store) -> St
 @on("memory", "redis", "postgres")
 @driven
 def test_a_short_token_is_not_shown_at_all(store: Store) -> Steps[None]:
-    # In letters: the digits of a short number stand in many a time of a record.
-    tokens, f, _ = desk(store, make=lambda: "wxyz-short")
-    token = yield tokens.issue()
-    assert (yield tokens.peek(token)).key == "…"
-    yield f(token)
-    error = yield from caught(TokenUnknownError, lambda: f("zyxw-short"))
-    assert error.key == "…"
+    made: list[str | int] = ["wxyz-short", 123_456_789]
+    tokens, f, _ = desk(store, make=made.pop)
+    for strange in (987_654_321, "zyxw-short"):
+        token = yield tokens.issue()
+        assert (yield tokens.peek(token)).key == "…"
+        yield f(token)
+        error = yield from caught(TokenUnknownError, lambda: f(strange))  # noqa: B023
+        assert error.key == "…"
+    assert b"123456789" not in dump(store)
+    # Of letters: four digits stand in many a time of a record.
     assert b"wxyz" not in dump(store)
 
 
