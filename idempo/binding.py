@@ -64,10 +64,16 @@ class Binder:
     def _bind_unusual(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mapping[str, Any]:
         bind = self._signature.bind_partial if self._missable else self._signature.bind
         bound = bind(*args, **kwargs)
-        if not self._required <= bound.arguments.keys():
+        if missing := [name for name in self._signature.parameters if self._lacks(name, bound.arguments)]:
             bound = self._signature.bind(*args, **kwargs)
+            if not bound.arguments.keys() >= set(missing):
+                # Python 3.13.0 takes a keyword into **kwargs for the positional-only parameter of that name.
+                raise TypeError(f"missing a required argument: {missing[0]!r}")
         bound.apply_defaults()
         return bound.arguments
+
+    def _lacks(self, name: str, arguments: Mapping[str, Any]) -> bool:
+        return name in self._required and name not in arguments
 
     def call(self, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
         """Call `function` with bound arguments, each in the way in which its parameter takes it."""

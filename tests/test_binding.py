@@ -65,11 +65,12 @@ def test_a_call_is_bound_and_made_as_inspect_does_it(
     signature = inspect.signature(function)
     binder = Binder(signature)
     try:
-        expected = signature.bind(*args, **kwargs)
-    except TypeError as error:
-        with pytest.raises(TypeError, match=str(error)):
+        function(*args, **kwargs)
+    except TypeError:
+        with pytest.raises(TypeError, match="argument|parameter"):
             binder.bind(args, kwargs)
         return
+    expected = signature.bind(*args, **kwargs)
     expected.apply_defaults()
     arguments = binder.bind(args, kwargs)
     assert arguments == expected.arguments

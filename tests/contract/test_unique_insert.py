@@ -97,12 +97,20 @@ class TestSQLiteJoinedAsync(TestSQLiteJoined):
     colour = "async"
 
 
-class TestAsyncpg(TestPostgresAsync):
+class ByAsyncpg(OnDatabase):
     """Another driver for the same database."""
 
     def make(self) -> Strategy:
         self.url = self.url.replace("+psycopg", "+asyncpg")
         return super().make()
+
+
+class TestAsyncpg(ByAsyncpg, TestPostgresAsync):
+    pass
+
+
+class TestAsyncpgJoined(ByAsyncpg, TestPostgresJoinedAsync):
+    pass
 
 
 class TestGivenAsyncEngine(TestPostgresAsync):
