@@ -57,9 +57,17 @@ def url_for(url: URL, colour: Colour) -> URL:
     return url.set(drivername=f"{backend}+{driver}")
 
 
+_MODULES = {
+    "pysqlite": "sqlite3",
+    "psycopg_async": "psycopg",
+    "mysqlconnector": "mysql",  # the package in which it is
+    "mysqldb": "MySQLdb",
+}
+
+
 def module_of(drivername: str) -> str:
     driver = drivername.partition("+")[2]
-    return {"pysqlite": "sqlite3", "psycopg_async": "psycopg"}.get(driver, driver)
+    return _MODULES.get(driver, driver)
 
 
 def require(module: str, what: str, operation: str) -> None:
@@ -79,16 +87,16 @@ def options_for(url: URL, colour: Colour) -> dict[str, Any]:
             if colour == "async":
                 # An open aiosqlite connection has a thread of its own, which would keep the interpreter alive.
                 options["poolclass"] = NullPool
-        case "postgresql", "asyncpg":
-            pass
-        case "postgresql", _:
+        case "postgresql", "psycopg" | "psycopg2":
             options["connect_args"] = _unless_named(url, _CONNECT | _VANISHED)
         case _, "pymysql":
             options["connect_args"] = _unless_named(url, _CONNECT | _SILENT | _DEAF)
         case _, "asyncmy":
             options["connect_args"] = _unless_named(url, _CONNECT | _SILENT)
-        case _:
+        case _, "aiomysql" | "MySQLdb":
             options["connect_args"] = _unless_named(url, _CONNECT)
+        case _:
+            pass  # other drivers name their options in other ways: the URL can hold them
     return options
 
 

@@ -67,7 +67,7 @@ def test_a_call_is_bound_and_made_as_inspect_does_it(
     try:
         function(*args, **kwargs)
     except TypeError:
-        with pytest.raises(TypeError, match="argument|parameter"):
+        with pytest.raises(TypeError, match=r"argument|parameter"):
             binder.bind(args, kwargs)
         return
     expected = signature.bind(*args, **kwargs)

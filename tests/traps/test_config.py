@@ -35,6 +35,7 @@ from idempo import (
 from idempo.contracts import Colour
 from idempo.steps import Steps
 from idempo.testing import Effects, drive
+from idempo.urls import checked, module_of, options_for
 from tests.traps.support import caught
 
 URL = "postgresql+psycopg://nobody@127.0.0.1:1/none"
@@ -393,6 +394,28 @@ def test_a_wrong_call_is_pythons_own_error() -> None:
     for call in (f, f.outcome, functools.partial(f, "A-1", 1, 2), functools.partial(f, "A-1", price=2)):
         with pytest.raises(TypeError):
             call()
+
+
+# ------------------------------------------------------------------------ drivers that idempo does not bring
+
+
+@pytest.mark.parametrize("name", ["postgresql+pg8000", "mysql+mysqlconnector", "postgresql+asyncpg"])
+def test_a_driver_with_options_of_other_names_is_given_none(name: str) -> None:
+    url = checked(f"{name}://nobody@127.0.0.1/none")
+    assert "connect_args" not in options_for(url, "async" if "asyncpg" in name else "sync")
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("mysql+mysqlconnector", "mysql"),
+        ("mysql+mysqldb", "MySQLdb"),
+        ("postgresql+psycopg2", "psycopg2"),
+        ("sqlite+pysqlite", "sqlite3"),
+    ],
+)
+def test_a_driver_is_looked_for_by_the_name_of_its_package(name: str, module: str) -> None:
+    assert module_of(name) == module
 
 
 # ------------------------------------------------------------------------ stores that are not there
