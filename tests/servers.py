@@ -199,7 +199,12 @@ def fresh_database(server: Server) -> str:
 
 
 def async_url(url: str) -> str:
-    """The URL of the same database for async clients. psycopg and redis-py serve both colours."""
+    """The URL of the same database for async clients. psycopg and redis-py serve both colours.
+
+    `IDEMPO_TEST_ASYNC_POSTGRES=asyncpg` takes that driver instead of psycopg.
+    """
+    if os.environ.get("IDEMPO_TEST_ASYNC_POSTGRES") == "asyncpg":
+        url = url.replace("+psycopg:", "+asyncpg:").replace("sslmode=", "ssl=")
     return url.replace("mysql+pymysql:", "mysql+asyncmy:").replace("sqlite:", "sqlite+aiosqlite:")
 
 

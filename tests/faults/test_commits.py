@@ -15,9 +15,19 @@ from tests.faults.proxy import Proxy
 from tests.servers import Server, start
 from tests.traps.support import Running, Shop, calling, driven, in_session, place, shop_database
 
-colours = pytest.mark.parametrize("colour", ["sync", "async"])
-
-COMMIT = {"postgres": b"COMMIT\x00", "mariadb": b"\x03COMMIT"}
+COMMIT = {
+    "psycopg": b"COMMIT\x00",
+    "asyncpg": b"COMMIT;",
+    "pymysql": b"\x03COMMIT",
+    "asyncmy": b"\x03COMMIT",
+}
+SERVERS = {"psycopg": "postgres", "asyncpg": "postgres", "pymysql": "mariadb", "asyncmy": "mariadb"}
+AWAITED = ("psycopg", "asyncpg", "asyncmy")
+colours = pytest.mark.parametrize(
+    ("driver", "colour"),
+    [("psycopg", "sync"), ("pymysql", "sync"), *((driver, "async") for driver in AWAITED)],
+)
+awaited = pytest.mark.parametrize("driver", AWAITED)
 WAITING = {
     "postgres": "SELECT count(*) FROM pg_stat_activity "
     "WHERE datname = current_database() AND wait_event_type = 'Lock'",
@@ -26,9 +36,10 @@ WAITING = {
 }
 
 
-@pytest.fixture(params=list(COMMIT))
-def server(request: pytest.FixtureRequest) -> Server:
-    server: Server = request.getfixturevalue(request.param)
+@pytest.fixture
+def server(driver: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Server:
+    monkeypatch.setenv("IDEMPO_TEST_ASYNC_POSTGRES", driver)
+    server: Server = request.getfixturevalue(SERVERS[driver])
     return server
 
 
@@ -51,7 +62,7 @@ def database(server: Server, proxy: Proxy | None = None) -> str:
 @colours
 @pytest.mark.parametrize("loss", ["reply", "request"])
 def test_a_commit_that_is_lost_has_one_effect(
-    server: Server, proxy: Proxy, colour: Colour, loss: str
+    server: Server, driver: str, proxy: Proxy, colour: Colour, loss: str
 ) -> None:
     """Read again it is the value; not found again it is an unknown outcome; the repeat is right in both cases."""
 
@@ -61,7 +72,7 @@ def test_a_commit_that_is_lost_has_one_effect(
         def body(order_no: str, session: Any) -> Steps[Any]:
             yield from place(order_no, session)
             if effects.add(order_no) == 2:  # the next commit is the one of this transaction
-                (proxy.drop_reply if loss == "reply" else proxy.drop_request)(COMMIT[server.kind])
+                (proxy.drop_reply if loss == "reply" else proxy.drop_request)(COMMIT[driver])
             return len(effects)
 
         f = shop.decorate(body)
@@ -81,14 +92,14 @@ def test_a_commit_that_is_lost_has_one_effect(
 
 @colours
 def test_a_commit_of_the_callers_own_that_is_lost_is_answered_by_the_repeat(
-    server: Server, proxy: Proxy, colour: Colour
+    server: Server, driver: str, proxy: Proxy, colour: Colour
 ) -> None:
     """The driver's error is the caller's to see; the repeat in a new transaction replays."""
 
     def test(shop: Shop) -> Steps[None]:
         def body(order_no: str, session: Any) -> Steps[Any]:
             yield from place(order_no, session)
-            proxy.drop_reply(COMMIT[server.kind])
+            proxy.drop_reply(COMMIT[driver])
             return order_no
 
         f = shop.decorate(body)
@@ -125,6 +136,7 @@ def test_a_connection_cut_while_the_function_runs_leaves_nothing(
     driven(database(server, proxy), colour, test)
 
 
+@awaited
 @pytest.mark.parametrize("caller", ["idempo's transaction", "a session"])
 def test_a_waiter_cancelled_inside_the_database_leaves_nothing_behind(server: Server, caller: str) -> None:
     """Its connections are whole again, and so is the pool."""
@@ -150,6 +162,7 @@ def test_a_waiter_cancelled_inside_the_database_leaves_nothing_behind(server: Se
     driven(database(server), "async", test)
 
 
+@awaited
 def test_a_function_cancelled_in_its_transaction_leaves_nothing_and_the_next_call_runs_at_once(
     server: Server,
 ) -> None:
