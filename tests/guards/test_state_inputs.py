@@ -122,14 +122,16 @@ def test_a_session_of_a_database_without_the_table_is_told_so(
             return error
         finally:
             yield holder.close()
-            yield from other.close()
 
-    error = yield from work()
-    assert "another database" in str(error)
-    assert "orders" in str(error)
-    assert shop.row(1) == "pending"
-    assert other.scalar("SELECT count(*) FROM elsewhere") == 1
-    assert (yield f.lookup(1, "P-1")) is None
+    try:
+        error = yield from work()
+        assert "another database" in str(error)
+        assert "orders" in str(error)
+        assert shop.row(1) == "pending"
+        assert other.scalar("SELECT count(*) FROM elsewhere") == 1
+        assert (yield f.lookup(1, "P-1")) is None
+    finally:
+        yield from other.close()
 
 
 @driven
@@ -150,10 +152,12 @@ def test_a_session_that_keeps_row_and_record_in_two_databases_is_refused(
         yield session.commit()
     finally:
         yield session.close()
+    try:
+        assert "two databases" in str(error)
+        assert (shop.row(1), other.row(1)) == ("pending", "pending")
+        assert (yield f.lookup(1, "P-1")) is None
+    finally:
         yield from other.close()
-    assert "two databases" in str(error)
-    assert (shop.row(1), other.row(1)) == ("pending", "pending")
-    assert (yield f.lookup(1, "P-1")) is None
 
 
 @callers
