@@ -2,12 +2,13 @@
 
 from typing import Any, ClassVar
 
+import psycopg
 import pytest
 from sqlalchemy import create_engine
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from idempo import UniqueInsert, idempotent
+from idempo import UniqueInsert, idempotent, roundtrip
 from idempo.contracts import Colour, Strategy
 from idempo.steps import Steps
 from idempo.testing import LedgerContract, PromiseContract
@@ -95,6 +96,25 @@ class TestSQLiteJoined(OnFile, PromiseContract):
 
 class TestSQLiteJoinedAsync(TestSQLiteJoined):
     colour = "async"
+
+
+class WithoutPipelines(OnDatabase):
+    """libpq before 14 has none: each statement is a round trip."""
+
+    @pytest.fixture(autouse=True)
+    @classmethod
+    def without(cls, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(psycopg.Pipeline, "is_supported", lambda: False)
+        monkeypatch.delattr(roundtrip, "_pipelined")
+        monkeypatch.delattr(roundtrip, "_pipelined_async")
+
+
+class TestPostgresJoinedWithoutPipelines(WithoutPipelines, TestPostgresJoined):
+    pass
+
+
+class TestPostgresJoinedWithoutPipelinesAsync(WithoutPipelines, TestPostgresJoinedAsync):
+    pass
 
 
 class ByAsyncpg(OnDatabase):
