@@ -12,7 +12,9 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
 from tests import servers
-from tests.provide import processes
+from tests.faults.proxy import Proxy
+from tests.provide import processes, sentinel
+from tests.provide.sentinel import Pair
 from tests.servers import Server, fresh_database
 
 
@@ -96,3 +98,15 @@ def test_fresh_databases_are_apart(kind: str, request: pytest.FixtureRequest) ->
 def test_async_urls() -> None:
     assert servers.async_url("mysql+pymysql://root@h/d") == "mysql+asyncmy://root@h/d"
     assert servers.async_url("redis://h") == "redis://h"
+
+
+def test_a_pair_waits_for_the_one_that_is_the_replica_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Pair("valkey") as pair, Proxy(pair.second.port) as proxy:
+        pair.second.client.replicaof("NO", "ONE")
+        pair.first.follow(proxy.port)
+        pair.replicated()
+        proxy.blackhole()
+        pair.second.client.set("new", "yes")
+        monkeypatch.setattr(sentinel, "SECONDS", 0)
+        with pytest.raises(TimeoutError, match="behind"):
+            pair.replicated()

@@ -94,10 +94,9 @@ class Pair:
         poll(self._expect_replicated, seconds=SECONDS)
 
     def _expect_replicated(self) -> None:
-        offsets = [
-            node.client.info("replication")["master_repl_offset"] for node in (self.first, self.second)
-        ]
-        if offsets[1] < offsets[0]:
+        about = [node.client.info("replication") for node in self.nodes]
+        offsets = {one["role"]: one["master_repl_offset"] for one in about}
+        if offsets["slave"] < offsets["master"]:
             raise TimeoutError(f"the replica is behind: {offsets}")
 
     def wait_for_replicas(self, number: int) -> None:
