@@ -22,7 +22,7 @@ from idempo.contracts import Colour
 from idempo.errors import ColourMismatchError, ConfigurationError
 from idempo.failures import is_conflict, is_disconnect, is_sqlite_busy
 from idempo.steps import Pause, Shielded, Steps, ending
-from idempo.urls import checked, module_of, options_for, require, tune, url_for
+from idempo.urls import checked, module_of, options_for, require, stored, tune, url_for
 
 if TYPE_CHECKING:
     # Needs greenlet, which is there only for those who want SQLAlchemy to be async.
@@ -84,6 +84,8 @@ class Database:
             raise ConfigurationError(
                 f"a SQL strategy takes a URL, an engine or a sessionmaker, not {type(source).__name__}"
             )
+        if self._given is not None:
+            stored(self._engine_url)
 
     @property
     def _named(self) -> URL:
@@ -114,8 +116,7 @@ class Database:
         if self._given is not None and self._given is other._given:
             return True
         here, there = (_place(one._url or one._engine_url) for one in (self, other))
-        in_memory = here[0] == "sqlite" and here[3] in (None, ":memory:")  # each engine has its own
-        return here == there and not in_memory
+        return here == there
 
     @property
     def _engine_url(self) -> URL:
@@ -246,7 +247,7 @@ class Database:
 
 def beside(engine: Engine, colour: Colour, work: Callable[[Connection], T]) -> Steps[T]:
     """Do `work` in autocommit on a connection of its own, made as the engine makes them, and closed at the end."""
-    side: Any = vars(engine).get(_BESIDE)
+    side: Any = vars(engine).get(_BESIDE)  # lives as long as the engine, and goes with it
     if side is None:
         pool = engine.pool.recreate()
         if colour == "async":
@@ -255,7 +256,7 @@ def beside(engine: Engine, colour: Colour, work: Callable[[Connection], T]) -> S
             side = create_async_engine(engine.url, pool=pool)
         else:
             side = create_engine(engine.url, pool=pool)
-        vars(engine)[_BESIDE] = side  # lives as long as the engine, and goes with it
+        side = vars(engine)[_BESIDE] = side.execution_options(**engine.get_execution_options())
     return (yield from Database(side).autocommit(colour, lambda connection: _alone(connection, work)))
 
 

@@ -17,6 +17,8 @@ from sqlalchemy import Connection, TextClause
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError
 
+from idempo.failures import is_gone
+
 T = TypeVar("T")
 
 __all__ = ["Answered", "Send", "by_sqlalchemy", "by_the_driver", "count", "every", "first", "sqlalchemys_own"]
@@ -84,7 +86,9 @@ def by_the_driver(
     except connection.dialect.loaded_dbapi.Error as error:
         # A local variable for what is raised would make it hold itself, and all that it came through, for long.
         raise sqlalchemys_own(error, sql, connection.dialect, lost=_is_lost(connection, error)) from error
-    except Exception:
+    except Exception as error:
+        if is_gone(error):
+            connection.invalidate(error)
         raise
     except BaseException as interrupt:  # the answer may still come, to nobody
         connection.invalidate(interrupt)
@@ -112,7 +116,8 @@ def sqlalchemys_own(error: Exception, sql: str, dialect: Dialect, *, lost: bool)
 
 def _is_lost(connection: Connection, error: Any) -> bool:
     """True if the error says that the connection is; then it is not used again."""
-    if not connection.dialect.is_disconnect(error, connection.connection.dbapi_connection, None):
+    known = connection.dialect.is_disconnect(error, connection.connection.dbapi_connection, None)
+    if not (known or is_gone(error)):
         return False
     with contextlib.suppress(Exception):
         connection.exec_driver_sql("SELECT 1")  # so that the pool learns of it, for its other connections

@@ -7,15 +7,15 @@ import importlib.util
 import time
 from typing import Any
 
-from sqlalchemy import URL, Engine, event, make_url
+from sqlalchemy import URL, Engine, ExceptionContext, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.pool import NullPool
 
 from idempo.contracts import Colour
 from idempo.errors import ConfigurationError
-from idempo.failures import is_sqlite_busy
+from idempo.failures import is_gone, is_sqlite_busy
 
-__all__ = ["checked", "module_of", "options_for", "require", "tune", "url_for"]
+__all__ = ["checked", "module_of", "options_for", "require", "stored", "tune", "url_for"]
 
 _ASYNC_DRIVERS = {"sqlite": "aiosqlite", "mysql": "asyncmy", "mariadb": "asyncmy", "postgresql": "psycopg"}
 _SYNC_DRIVERS = {"sqlite": "pysqlite", "mysql": "pymysql", "mariadb": "pymysql", "postgresql": "psycopg"}
@@ -33,16 +33,19 @@ def checked(source: str | URL) -> URL:
         ) from error
     if url.get_backend_name() not in _SYNC_DRIVERS:
         raise ConfigurationError(f"{url.get_backend_name()} is no database that idempo knows")
-    if url.get_backend_name() == "sqlite" and _in_memory(url):
+    return stored(url)
+
+
+def stored(url: URL) -> URL:
+    """Return the URL. Raises `ConfigurationError` for a database in memory."""
+    database = url.database or ""
+    in_memory = database in ("", ":memory:") or "mode=memory" in str(url) or "file::memory:" in database
+    if url.get_backend_name() == "sqlite" and in_memory:
         raise ConfigurationError(
-            "an in-memory SQLite database is another one in each thread; use Memory(), or a file"
+            "an in-memory SQLite database is another one in each thread, or one connection for all, where one's commit "
+            "commits what others have begun; use Memory(), or a file (a temporary one in tests)"
         )
     return url
-
-
-def _in_memory(url: URL) -> bool:
-    database = url.database or ""
-    return database in ("", ":memory:") or "mode=memory" in str(url) or database.startswith("file::memory:")
 
 
 def url_for(url: URL, colour: Colour) -> URL:
@@ -121,6 +124,8 @@ def _unless_named(url: URL, options: dict[str, int]) -> dict[str, int]:
 
 
 def tune(engine: Engine) -> None:
+    if engine.dialect.driver in ("pg8000", "mysqlconnector"):
+        event.listen(engine, "handle_error", _let_go)
     if engine.dialect.name != "sqlite":
         return
 
@@ -131,6 +136,12 @@ def tune(engine: Engine) -> None:
         _write_ahead(connection, cursor)
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.close()
+
+
+def _let_go(context: ExceptionContext) -> None:
+    """Tell SQLAlchemy, and with it the pool, of a connection that is gone."""
+    if is_gone(context.original_exception):
+        context.is_disconnect = True
 
 
 def _write_ahead(connection: Any, cursor: Any) -> None:

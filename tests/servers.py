@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import redis
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import URL, create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
 from tests.provide import containers
@@ -195,17 +195,30 @@ def fresh_database(server: Server) -> str:
     engine = create_engine(server.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with engine.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))
-    return make_url(server.url).set(database=name).render_as_string(hide_password=False)
+    return _driven(make_url(server.url).set(database=name), "sync")
 
 
 def async_url(url: str) -> str:
-    """The URL of the same database for async clients. psycopg and redis-py serve both colours.
+    """The URL of the same database for async clients; redis-py serves both colours."""
+    return url if url.startswith("redis") else _driven(make_url(url), "async")
 
-    `IDEMPO_TEST_ASYNC_POSTGRES=asyncpg` takes that driver instead of psycopg.
-    """
-    if os.environ.get("IDEMPO_TEST_ASYNC_POSTGRES") == "asyncpg":
-        url = url.replace("+psycopg:", "+asyncpg:").replace("sslmode=", "ssl=")
-    return url.replace("mysql+pymysql:", "mysql+asyncmy:").replace("sqlite:", "sqlite+aiosqlite:")
+
+# The first is the usual one.
+_DRIVERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "sync": {"postgresql": ("psycopg", "psycopg2", "pg8000"), "mysql": ("pymysql", "mysqlconnector")},
+    "async": {"postgresql": ("psycopg", "asyncpg"), "mysql": ("asyncmy",), "sqlite": ("aiosqlite",)},
+}
+
+
+def _driven(url: URL, colour: str) -> str:
+    """The URL with the usual driver, or the one that `IDEMPO_TEST_DRIVERS` names: `psycopg2,mysqlconnector`."""
+    able = _DRIVERS[colour][url.get_backend_name()]
+    wanted = os.environ.get("IDEMPO_TEST_DRIVERS", "").split(",")
+    driver = next((one for one in able if one in wanted), able[0])
+    if driver in ("asyncpg", "pg8000") and "sslmode" in url.query:  # they have another word for it, or none
+        told = {"ssl": url.query["sslmode"]} if driver == "asyncpg" else {}
+        url = url.difference_update_query(["sslmode"]).update_query_dict(told)
+    return url.set(drivername=f"{url.get_backend_name()}+{driver}").render_as_string(hide_password=False)
 
 
 def _fresh_number(server: Server) -> str:

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import psycopg
 import pytest
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
@@ -117,20 +117,48 @@ class TestPostgresJoinedWithoutPipelinesAsync(WithoutPipelines, TestPostgresJoin
     pass
 
 
-class ByAsyncpg(OnDatabase):
+class ByDriver(OnDatabase):
     """Another driver for the same database."""
 
+    driver: ClassVar[str]
+
     def make(self) -> Strategy:
-        self.url = self.url.replace("+psycopg", "+asyncpg")
+        backend = make_url(self.url).get_backend_name()
+        url = make_url(self.url).set(drivername=f"{backend}+{self.driver}")
+        self.url = url.render_as_string(hide_password=False)
         return super().make()
 
 
-class TestAsyncpg(ByAsyncpg, TestPostgresAsync):
-    pass
+class TestAsyncpg(ByDriver, TestPostgresAsync):
+    driver = "asyncpg"
 
 
-class TestAsyncpgJoined(ByAsyncpg, TestPostgresJoinedAsync):
-    pass
+class TestAsyncpgJoined(ByDriver, TestPostgresJoinedAsync):
+    driver = "asyncpg"
+
+
+class TestPsycopg2(ByDriver, TestPostgres):
+    driver = "psycopg2"
+
+
+class TestPsycopg2Joined(ByDriver, TestPostgresJoined):
+    driver = "psycopg2"
+
+
+class TestPg8000(ByDriver, TestPostgres):
+    driver = "pg8000"
+
+
+class TestPg8000Joined(ByDriver, TestPostgresJoined):
+    driver = "pg8000"
+
+
+class TestMySQLConnector(ByDriver, TestMariaDB):
+    driver = "mysqlconnector"
+
+
+class TestMySQLConnectorJoined(ByDriver, TestMariaDBJoined):
+    driver = "mysqlconnector"
 
 
 class TestGivenAsyncEngine(TestPostgresAsync):

@@ -11,6 +11,7 @@ from idempo import IdempoError, OutcomeUnknownError
 from idempo.contracts import Colour
 from idempo.steps import Steps
 from idempo.testing import Effects, Gate
+from tests.faults.drivers import server_by
 from tests.faults.proxy import Proxy
 from tests.servers import Server, start
 from tests.traps.support import Running, Shop, calling, driven, in_session, place, shop_database
@@ -20,12 +21,16 @@ COMMIT = {
     "asyncpg": b"COMMIT;",
     "pymysql": b"\x03COMMIT",
     "asyncmy": b"\x03COMMIT",
+    "psycopg2": b"COMMIT\x00",
+    "pg8000": b"commit\x00",  # announces it in a request of its own: then it is never made
+    "mysqlconnector": b"\x03COMMIT",
 }
-SERVERS = {"psycopg": "postgres", "asyncpg": "postgres", "pymysql": "mariadb", "asyncmy": "mariadb"}
+BLOCKING = ("psycopg", "psycopg2", "pymysql", "mysqlconnector")
+LOSSES = ("reply", "request")
 AWAITED = ("psycopg", "asyncpg", "asyncmy")
 colours = pytest.mark.parametrize(
     ("driver", "colour"),
-    [("psycopg", "sync"), ("pymysql", "sync"), *((driver, "async") for driver in AWAITED)],
+    [*((driver, "sync") for driver in BLOCKING), *((driver, "async") for driver in AWAITED)],
 )
 awaited = pytest.mark.parametrize("driver", AWAITED)
 WAITING = {
@@ -38,9 +43,7 @@ WAITING = {
 
 @pytest.fixture
 def server(driver: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Server:
-    monkeypatch.setenv("IDEMPO_TEST_ASYNC_POSTGRES", driver)
-    server: Server = request.getfixturevalue(SERVERS[driver])
-    return server
+    return server_by(driver, request, monkeypatch)
 
 
 @pytest.fixture
@@ -54,13 +57,19 @@ def database(server: Server, proxy: Proxy | None = None) -> str:
     if proxy is None:
         return url
     behind = make_url(url).set(host="127.0.0.1", port=proxy.port)
-    if server.kind == "postgres":
+    if server.kind == "postgres" and "+pg8000" not in url:  # that one does not ask for encryption
         behind = behind.update_query_dict({"sslmode": "disable"})
     return behind.render_as_string(hide_password=False)
 
 
-@colours
-@pytest.mark.parametrize("loss", ["reply", "request"])
+@pytest.mark.parametrize(
+    ("driver", "colour", "loss"),
+    [
+        *((driver, "sync", loss) for driver in BLOCKING for loss in LOSSES),
+        *((driver, "async", loss) for driver in AWAITED for loss in LOSSES),
+        ("pg8000", "sync", "request"),
+    ],
+)
 def test_a_commit_that_is_lost_has_one_effect(
     server: Server, driver: str, proxy: Proxy, colour: Colour, loss: str
 ) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import StaticPool
 
 from idempo import (
     ColourMismatchError,
@@ -352,6 +353,9 @@ def test_a_joined_record_stands_last_and_under_the_decorators_key(engine: Engine
         (lambda: UniqueInsert("sqlite://"), "use Memory"),
         (lambda: UniqueInsert("sqlite:///:memory:"), "use Memory"),
         (lambda: UniqueInsert("sqlite:///file::memory:?uri=true"), "use Memory"),
+        (lambda: UniqueInsert(create_engine("sqlite://"), join="session"), "use Memory"),
+        (lambda: UniqueInsert(sessionmaker(create_engine("sqlite://", poolclass=StaticPool))), "use Memory"),
+        (lambda: UniqueInsert(create_async_engine("sqlite+aiosqlite:///:memory:")), "use Memory"),
         (lambda: UniqueInsert(7), "a URL, an engine or a sessionmaker"),  # type: ignore[arg-type]
         (lambda: UniqueInsert(sessionmaker()), "bind="),
         (lambda: UniqueInsert(URL, table="records; DROP TABLE orders"), "letters, digits and underscores"),
