@@ -82,7 +82,7 @@ def assemble(
     exclude = {"self", "cls", *injects}.union(*(getattr(layer, "ignores", ()) for layer in layers))
     fingerprints = fingerprint_source(fingerprint, parameters, exclude=exclude, operation=subject.operation)
     binder = Binder(subject.signature, injects)
-    innermost = function_steps(subject.function, binder, terms)
+    innermost = function_steps(subject.function, binder, terms, subject.colour)
     operation = Operation(
         name=subject.operation,
         function=subject.function,
@@ -113,23 +113,30 @@ def operation_of(decorated: Any) -> Operation:
     return cast(Operation, decorated.__idempo__)
 
 
-_local_functions: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+_named: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
 
-def _warn_of_factories(operation: str, function: Any) -> None:
-    """Functions made in a factory have one name between them, and so each other's keys and results."""
-    if "<locals>" not in operation or not inspect.isfunction(function):
+def _warn_of_namesakes(operation: str, function: Any) -> None:
+    """Functions of one name have each other's keys and results: those of a factory, or two in one file."""
+    if not inspect.isfunction(function):
         return
-    earlier = _local_functions.get(operation)
-    if (
-        earlier is not None
-        and earlier.__code__ is function.__code__
-        and earlier.__closure__ != function.__closure__
-    ):
+    earlier = _named.get(operation)
+    _named[operation] = function
+    if earlier is None or earlier is function:
+        return
+    here, there = function.__code__, earlier.__code__
+    factory = here is there and earlier.__closure__ != function.__closure__
+    if factory:
         logger.warning(
             "%s is decorated again with other closures and shares its keys; give each a name=", operation
         )
-    _local_functions[operation] = function
+    elif here.co_filename == there.co_filename and here.co_firstlineno != there.co_firstlineno:
+        logger.warning(
+            "%s is the name of two functions, in lines %s and %s, which share their keys; give each a name=",
+            operation,
+            there.co_firstlineno,
+            here.co_firstlineno,
+        )
 
 
 def _colour(function: Any) -> Colour:
@@ -164,11 +171,15 @@ def _operation_name(function: Any, name: str | None) -> str:
             f"a {type(function).__name__} has no name of its own, and would share its keys with others of its kind: "
             "give it a name="
         )
+    if name is None and function.__qualname__.rpartition(".")[2] in ("<lambda>", "_"):
+        raise ConfigurationError(
+            f"{_name_of(function)} is what others are called too, and they would share their keys: give it a name="
+        )
     operation: Any = _name_of(function) if name is None else name
     if not isinstance(operation, str) or not 1 <= len(operation) <= 255:
         raise ConfigurationError(f"name={operation!r:.300}: an operation is named with 1 to 255 characters")
     if name is None:
-        _warn_of_factories(operation, function)
+        _warn_of_namesakes(operation, function)
     earlier = getattr(function, "__idempo__", None)
     if isinstance(earlier, Operation) and earlier.name == operation:
         raise CompositionError(

@@ -114,13 +114,18 @@ def wrap(operation: Operation, bound: tuple[Any, ...] = ()) -> Any:
         extended.__self__ = bound[0]
         extended.__signature__ = _without_first(operation)
     extended.outcome = asked(operation.outcome)
-    extended.many = asked(lambda args, _: operation.many(args[len(bound)], bound))
+    extended.many = asked(lambda args, kwargs: operation.many(many(*args[len(bound) :], **kwargs), bound))
     extended.lookup = asked(operation.lookup)
     extended.forget = asked(operation.forget)
     extended.key_for = lambda *args, **kwargs: operation.call((*bound, *args), kwargs).key
     extended.explain = operation.explain
     extended.__idempo__ = operation
     return extended
+
+
+def many(calls: Iterable[Given]) -> Iterable[Given]:
+    """The one argument of `many`: other arguments are Python's own TypeError."""
+    return calls
 
 
 def _without_first(operation: Operation) -> Any:

@@ -12,7 +12,7 @@ from idempo.asking import ask
 from idempo.batches import batched, each
 from idempo.binding import Binder
 from idempo.contracts import Colour, Inner, Layer, Terms
-from idempo.errors import IdempoError, InProgressError
+from idempo.errors import ConfigurationError, IdempoError, InProgressError
 from idempo.guarantees import Explanation, Orphans, explain
 from idempo.keys import BusinessKey, digest
 from idempo.layers import Leased
@@ -108,6 +108,8 @@ class Operation:
         call = self.call(args, kwargs)
         refuse_reentrance(call)
         done = yield from self.inner(call)
+        if isinstance(done.error, StopIteration):
+            raise CarriedError(done.error)  # a generator may not raise it itself
         if done.error is not None:
             raise done.error
         return call, done
@@ -188,7 +190,7 @@ def _arguments(one: Any, bound: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[
         case _:
             raise TypeError(
                 f"many() takes each call as a tuple of its arguments, or a dict of them by name, not as "
-                f"{type(one).__name__}: write ({one!r:.50},)"
+                f"{type(one).__name__}: write (argument,)"
             )
 
 
@@ -206,8 +208,9 @@ def _answer(call: Call, came: Done | Exception) -> Outcome[Any] | Exception:
             assert_never(came)
 
 
-def function_steps(function: Callable[..., Any], binder: Binder, terms: Terms) -> Inner:
+def function_steps(function: Callable[..., Any], binder: Binder, terms: Terms, colour: Colour) -> Inner:
     """Return the innermost steps: run the function, and make a first result of what it returns or raises."""
+    plain = colour == "sync"
 
     def steps(call: Call) -> Steps[Done]:
         with running(call):
@@ -217,6 +220,23 @@ def function_steps(function: Callable[..., Any], binder: Binder, terms: Terms) -
                 return first_error(error, call, terms)
             except StopIteration as error:
                 raise CarriedError(error) from error
+            if plain and hasattr(type(value), "__await__"):
+                raise _not_awaited(value, call)
         return first_value(value, call, terms)
 
     return steps
+
+
+def _not_awaited(value: Any, call: Call) -> ConfigurationError:
+    """The error for a plain function that gives something to await: what it does has not been done."""
+    error = ConfigurationError(
+        f"the function is no coroutine function, and yet it returned something to await ({type(value).__name__}): "
+        "nobody waits for it, and nothing is recorded; write async def, or functools.wraps in the decorator below",
+        operation=call.operation,
+        key=call.key,
+    )
+    if inspect.iscoroutine(value):
+        value.close()  # it has not begun
+    else:
+        error.ran = True
+    return error

@@ -240,6 +240,7 @@ def test_a_record_in_the_callers_transaction_is_made_call_by_call(url: str) -> N
     for _ in range(2):
         assert values(f.many([("A",), ("fails",), ("B",), ("A",)])) == ["A", ValueError, "B", "A"]
     assert ran == ["A", "fails", "B", "fails"]
+    engine.dispose()
 
 
 def test_a_tier_in_front_is_filled_call_by_call() -> None:

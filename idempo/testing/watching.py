@@ -83,7 +83,7 @@ class Watched:
             if operation.colour == "async"
             else self._blocking(operation.function)
         )
-        innermost = function_steps(body, operation.binder, operation.terms)
+        innermost = function_steps(body, operation.binder, operation.terms, operation.colour)
         inner = compose(layers, innermost)
         self.operation = replace(operation, layers=layers, inner=inner, innermost=innermost)
         self._bound = (f.__self__,) if hasattr(f, "__self__") else ()

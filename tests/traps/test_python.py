@@ -1029,3 +1029,115 @@ def test_a_client_that_decodes_and_one_that_does_not_share_records(redis_server:
     assert g.outcome("A-1").replayed
     plain.close()
     decoding.close()
+
+
+# ------------------------------------------------------------------------ what only looks like a plain function
+
+
+@pytest.mark.parametrize("replayed", [(), (Exception,)])
+def test_a_plain_function_that_returns_a_coroutine_records_nothing(
+    replayed: tuple[type[Exception], ...],
+) -> None:
+    """Nothing of it has run: a repeat that is mended does."""
+    sent: list[str] = []
+    forgotten = True
+
+    async def send(number: str) -> str:
+        sent.append(number)
+        return number
+
+    @idempotent(key="{number}", using=Memory(), replay_errors=replayed, name="forgotten")
+    def mail(number: str) -> Any:
+        return send(number) if forgotten else "sent"
+
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="async def") as told:
+            _ = mail("A-1")
+        assert told.value.ran is False
+    assert mail.lookup("A-1") is None
+    forgotten = False
+    assert (mail("A-1"), sent) == ("sent", [])
+
+
+def test_a_task_that_a_plain_function_returns_is_no_result() -> None:
+    async def send(number: str) -> str:
+        return number
+
+    async def main() -> None:
+        @idempotent(key="{number}", using=Memory(), name="task")
+        def mail(number: str) -> Any:
+            return asyncio.ensure_future(send(number))
+
+        with pytest.raises(ConfigurationError) as told:
+            _ = mail("A-1")
+        assert told.value.ran is True  # it is on its way
+
+    asyncio.run(main())
+
+
+def test_functions_that_are_called_like_others_need_a_name() -> None:
+    def _(number: str) -> str:
+        return number
+
+    for function in (_, lambda number: number):
+        with pytest.raises(ConfigurationError, match="name="):
+            idempotent(key="{number}", using=Memory())(function)
+        assert idempotent(key="{number}", using=Memory(), name="own")(function)("A") == "A"
+
+
+def test_stop_iteration_may_be_a_result() -> None:
+    @idempotent(key="{number}", using=Memory(), replay_errors=[StopIteration], name="stops")
+    def f(number: str) -> str:
+        runs.append(number)
+        raise StopIteration(number)
+
+    runs: list[str] = []
+    for _ in range(2):
+        with pytest.raises(StopIteration, match="A-1"):
+            f("A-1")
+    assert runs == ["A-1"]
+
+
+def test_other_arguments_of_many_are_a_type_error() -> None:
+    @idempotent(key="{number}", using=Memory(), name="many")
+    def f(number: str) -> str:
+        return number
+
+    wrong: Any = f.many
+    for args, kwargs in (((), {}), (([("A",)], [("B",)]), {}), (([("A",)],), {"other": 1})):
+        with pytest.raises(TypeError, match=r"many\(\)"):
+            wrong(*args, **kwargs)
+    assert [one.value for one in wrong(calls=[("A",)])] == ["A"]
+    with pytest.raises(TypeError) as told:
+        wrong(["4111-1111"])
+    assert "4111" not in str(told.value)
+
+
+def test_two_functions_of_one_name_in_one_file_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    """They would get each other's results. The same function, made twice, says nothing."""
+
+    def first() -> Any:
+        @idempotent(key="{number}", using=Memory())
+        def f(number: str) -> str:
+            return number
+
+        return f
+
+    kept = [first(), first()]
+    assert not caplog.records
+    handlers: dict[str, Any] = {}
+
+    @idempotent(key="{number}", using=Memory())
+    def handle(number: str) -> str:  # pyright: ignore[reportRedeclaration]
+        return number
+
+    handlers["one"] = handle
+
+    @idempotent(key="{number}", using=Memory())  # type: ignore[no-redef]
+    def handle(number: str) -> str:
+        return number
+
+    handlers["other"] = handle
+    (told,) = [one.getMessage() for one in caplog.records]
+    assert "handle is the name of two functions" in told
+    assert len(kept) == len(handlers) == 2
