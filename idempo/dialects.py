@@ -129,17 +129,18 @@ class Dialect(JoinedDialect):
         values["keep"] = int(call.keep * MICROSECONDS)
         if self._insert(connection, values):
             return True
+        # Plus 0: InnoDB would read along the index of what is to be purged, and lock what it passes there.
         sql = (
             "UPDATE {table} SET state = 'issued', operation = :operation, scope = :scope, "
             "business_key = :business_key, fingerprint = :fingerprint, attempt = 0, owner = :owner, "
             "leased_at = {clock}, lease_until = {clock}, created_at = {clock}, completed_at = NULL, "
-            "keep_until = {clock} + :keep, result = NULL WHERE digest = :digest AND keep_until <= {clock}"
+            "keep_until = {clock} + :keep, result = NULL WHERE digest = :digest AND keep_until + 0 <= {clock}"
         )
         return self.change(connection, sql, _only(values, sql)) == 1
 
     def revoke(self, connection: Connection, digest: bytes) -> bool:
         """Delete an issued key that nobody has claimed. False, and no change, for any other."""
-        sql = "DELETE FROM {table} WHERE digest = :digest AND state = 'issued' AND keep_until > {clock}"
+        sql = "DELETE FROM {table} WHERE digest = :digest AND state = 'issued' AND keep_until + 0 > {clock}"
         return self.change(connection, sql, {"digest": digest}) == 1
 
     def _insert(self, connection: Connection, values: dict[str, Any]) -> bool:
@@ -154,11 +155,14 @@ class Dialect(JoinedDialect):
 
     def take(self, connection: Connection, call: Call, row: Row, over: int | None) -> Claimed | None:
         """Claim a row that is free, or the orphan `over`. None: it changed since it was read."""
+        # InnoDB keeps a gap of an index locked where a change of it is rolled back to a savepoint, and nobody could
+        # insert a record until the transaction ends. So what is long enough stays.
+        kept = "CASE WHEN r.keep_until > {clock} + :lease THEN r.keep_until ELSE {clock} + :keep END"
         sql = (
             "UPDATE {table} AS r SET operation = :operation, scope = :scope, business_key = :business_key, "
             "state = 'running', owner = :owner, fence = :fence, attempt = :attempt, fingerprint = :fingerprint, "
             "leased_at = {clock}, lease_until = {clock} + :lease, created_at = {clock}, completed_at = NULL, "
-            "keep_until = {clock} + :keep, result = NULL WHERE r.digest = :digest AND r.fence = :seen AND "
+            f"keep_until = {kept}, result = NULL WHERE r.digest = :digest AND r.fence = :seen AND "
         ) + FREE.replace("{now}", "{clock}")
         # The clock as the base: fences go on growing where the row itself is gone and comes back.
         anew = row.keep_until <= row.now or row.state in ("completed", "failed")

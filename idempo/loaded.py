@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from sqlalchemy import event
-from sqlalchemy.orm import Mapper, Session
+from sqlalchemy.orm import Mapper, Session, SessionTransaction
 from sqlalchemy.orm.attributes import set_committed_value
 
 from idempo.records import Done
@@ -16,13 +17,21 @@ from idempo.steps import Steps
 __all__ = ["Loaded"]
 
 
+_below: weakref.WeakKeyDictionary[Session, list[tuple[Any, str]]] = weakref.WeakKeyDictionary()
+"""What guards have shown of rows in the open transactions of sessions."""
+
+
 class Loaded:
-    """What a session has loaded of the row: told what the database says now, and told back when that is undone."""
+    """What a session has loaded of the row: told what the database says now, and told back when that is undone.
+
+    Where it is undone later, with a savepoint around the call, it is read again: SQLAlchemy does not know of a change
+    that is made below it.
+    """
 
     def __init__(
         self, holder: Any, mapper: Mapper[Any] | None, row: BusinessRow, values: Mapping[str, Any]
     ) -> None:
-        self._before: list[tuple[Any, str, Any]] = []
+        self._before: list[tuple[tuple[Any, str], Any]] = []
         self._session = holder if isinstance(holder, Session) and mapper is not None else None
         self._class: Any = None if mapper is None else mapper.class_
         self._shown: list[tuple[str, Any]] = []
@@ -37,8 +46,7 @@ class Loaded:
         """Show `value`, as if it had been read from the database just now."""
         for one in [] if self._session is None else self._session.identity_map.values():
             if self._shows(one) and attribute in vars(one):
-                self._before.append((one, attribute, vars(one)[attribute]))
-                set_committed_value(one, attribute, value)
+                self._show(one, attribute, value)
 
     def renew(self, attribute: str, values: Collection[Any], *, locked: bool) -> None:
         """Read again the objects that show none of `values`: they are from before somebody else's change.
@@ -55,8 +63,7 @@ class Loaded:
         """Show a version one higher, where the row was not read again since."""
         for one in [] if self._session is None else self._session.identity_map.values():
             if self._shows(one) and isinstance(vars(one).get(attribute), int) and id(one) not in self._fresh:
-                self._before.append((one, attribute, vars(one)[attribute]))
-                set_committed_value(one, attribute, vars(one)[attribute] + 1)
+                self._show(one, attribute, vars(one)[attribute] + 1)
 
     def _shows(self, one: Any) -> bool:
         return isinstance(one, self._class) and all(vars(one).get(key) == value for key, value in self._shown)
@@ -80,17 +87,44 @@ class Loaded:
         try:
             done = yield from steps
         except BaseException:
-            self.let_go()
             self.undo()
             raise
         if done.error is not None:
-            self.let_go()
             self.undo()
         return done
 
     def undo(self) -> None:
-        """Show again what was shown before."""
-        for one, attribute, value in reversed(self._before):
+        """Show again what was shown before. What is undone now need not be read again."""
+        self.let_go()
+        for (one, attribute), value in reversed(self._before):
             if attribute in vars(one):
                 set_committed_value(one, attribute, value)
+        if self._session is not None and self._before:
+            undone = {id(shown) for shown, _ in self._before}
+            _below[self._session][:] = [one for one in _below[self._session] if id(one) not in undone]
         self._before.clear()
+
+    def _show(self, one: Any, attribute: str, value: Any) -> None:
+        session = self._session
+        if session is None:
+            return
+        if session not in _below:
+            _below[session] = []
+            event.listen(session, "after_soft_rollback", _read_again)
+            event.listen(session, "after_transaction_end", _forget)
+        shown = one, attribute
+        _below[session].append(shown)
+        self._before.append((shown, vars(one)[attribute]))
+        set_committed_value(one, attribute, value)
+
+
+def _read_again(session: Session, _: Any) -> None:
+    """Something was undone, and perhaps what a guard has done: what it showed is read again when it is asked for."""
+    for one, attribute in _below.get(session, ()):
+        if one in session:
+            session.expire(one, [attribute])
+
+
+def _forget(session: Session, ended: SessionTransaction) -> None:
+    if ended.parent is None:
+        _below.get(session, []).clear()

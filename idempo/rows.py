@@ -23,6 +23,7 @@ from idempo.contracts import KeySpec
 from idempo.dialects import Dialect
 from idempo.errors import ConfigurationError, KeyRefusedError, RowMissingError
 from idempo.records import Call
+from idempo.schema import translated
 from idempo.specs import value_reader
 
 __all__ = ["BusinessRow", "is_mysql", "unchanged"]
@@ -187,8 +188,7 @@ class BusinessRow:
 
     def _table(self, connection: Connection) -> str:
         """The table as this database quotes it, in the schema that the connection translates its own to."""
-        translated = connection.get_execution_options().get("schema_translate_map") or {}
-        schema = translated.get(self.table.schema, self.table.schema)
+        schema = translated(connection, self.table.schema)
         name = _quoted(self.table.name, connection.dialect)
         return name if schema is None else f"{_quoted(schema, connection.dialect)}.{name}"
 

@@ -19,7 +19,7 @@ from idempo.sending import Send, by_sqlalchemy
 from idempo.sql import Records
 from idempo.sqlite import SQLite
 
-__all__ = ["create", "ddl", "dialect_of", "missing_table"]
+__all__ = ["create", "ddl", "dialect_of", "missing_table", "translated"]
 
 
 def dialect_of(
@@ -27,8 +27,16 @@ def dialect_of(
 ) -> Dialect:
     """Return what idempo does on the database of `connection`, and how it sends it."""
     dialect = connection.dialect
-    table = dialect.identifier_preparer.quote(records.name)
+    quote, schema = dialect.identifier_preparer.quote, translated(connection, None)
+    table = quote(records.name) if schema is None else f"{quote(schema)}.{quote(records.name)}"
     return _dialect(dialect.name, bool(getattr(dialect, "is_mariadb", False)), table, send, clock)
+
+
+def translated(connection: Connection, schema: str | None) -> str | None:
+    """The schema by the `schema_translate_map` of the connection; None: where the database looks by itself."""
+    names = connection.get_execution_options().get("schema_translate_map")
+    found: str | None = names.get(schema, schema) if names else schema
+    return found
 
 
 @functools.lru_cache(maxsize=1024)
@@ -49,7 +57,9 @@ def create(connection: Connection, records: Records) -> None:
     try:
         records.metadata.create_all(connection)
     except DBAPIError:
-        if connection.invalidated or not inspect(connection).has_table(records.name):
+        if connection.invalidated or not inspect(connection).has_table(
+            records.name, translated(connection, None)
+        ):
             raise
 
 

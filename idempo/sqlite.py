@@ -15,7 +15,7 @@ from sqlalchemy import Connection, TextClause, text
 
 from idempo.dialects import Dialect
 from idempo.failures import codes
-from idempo.records import Answer, Call, Payload
+from idempo.records import Answer, Call, Completed, Payload
 from idempo.roundtrip import together
 from idempo.sending import Answered, by_the_driver, count
 
@@ -55,15 +55,30 @@ class SQLite(Dialect):
         # The claim of the record has made this transaction the one that writes: nobody is there to wait for.
         return together(connection, [(statement, values)])[0]
 
+    def claim_joined(
+        self, connection: Connection, call: Call, over: int | None, wait: float, savepoint: str
+    ) -> Answer:
+        if savepoint and not _begun(
+            connection
+        ):  # without one, somebody has looked before this transaction began
+            known = self.read(connection, call.digest).answer(call, over)
+            if isinstance(known, Completed):
+                return known  # a replay writes nothing, and waits for no writer
+        return super().claim_joined(connection, call, over, wait, savepoint)
+
     def begin(self, connection: Connection, wait: float) -> None:
-        driver = connection.connection.driver_connection
-        if driver is not None and not driver.in_transaction:
+        if not _begun(connection):
             with self.bounded(connection, wait):
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     def is_busy(self, error: BaseException) -> bool:
         number = codes(error)[1]
         return number & 0xFF == _BUSY and number != _BUSY_SNAPSHOT
+
+
+def _begun(connection: Connection) -> bool:
+    driver = connection.connection.driver_connection
+    return driver is None or driver.in_transaction
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from idempo.records import Call, Completed, Done, Issued, NotIssued, Record
 from idempo.schema import create, dialect_of, missing_table
 from idempo.sql import Records
 from idempo.steps import Steps
-from idempo.units import SqlUnit, connection_of
+from idempo.units import SqlUnit, connection_of, is_claimed_in, usable
 
 T = TypeVar("T")
 logger = logging.getLogger("idempo")
@@ -92,10 +92,9 @@ class JoinedRecords:
         """Take part in the caller's transaction, or begin one of our own, unless the key is completed already."""
         holder = self.carried.given(call, self.colour)
         if holder is not None:
-            if isinstance((yield from self._hold_place(holder, call)), NotIssued):
-                return (
-                    NotIssued()
-                )  # a lock on the row that is missing would block the one that is issued next
+            known = yield from self._hold_place(holder, call)
+            if known is not None and not (yield on(holder, lambda one: is_claimed_in(one, call))):
+                return known  # a lock on the row would hold up, until the end of this transaction, who asks as well
             return SqlUnit(self.records, holder, call.arguments, owned=False, marks=self.marks)
         known = yield from self.outside(call, lambda at, c: _known(at, c, call))
         if known is not None:
@@ -127,12 +126,13 @@ class JoinedRecords:
         return (yield from database.autocommit(self.colour, lambda c: _committed(self.records, c, work)))
 
     def _hold_place(self, holder: Any, call: Call) -> Steps[Completed | NotIssued | None]:
-        """Commit a placeholder on a connection of its own, where the database needs one to be locked.
+        """Look for a committed first result, and commit a placeholder, where the database needs a row to be locked.
 
-        Not from the engine's pool: the caller may hold its only connection.
+        On a connection of its own, and not from the engine's pool: the caller may hold its only connection.
         """
         sync = getattr(holder, "sync_session", None) or getattr(holder, "sync_connection", None) or holder
-        engine = sync.get_bind() if isinstance(sync, Session) else sync.engine
+        with usable(call):
+            engine = sync.get_bind() if isinstance(sync, Session) else sync.engine
         engine = engine.engine if isinstance(engine, Connection) else engine
         if engine.dialect.name not in ("mysql", "mariadb"):
             return None

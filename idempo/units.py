@@ -5,18 +5,25 @@ from __future__ import annotations
 import itertools
 import logging
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from sqlalchemy.orm import Session
 
 from idempo.connections import on
 from idempo.dialects import Dialect
 from idempo.errors import ConfigurationError, IdempoError, InProgressError, LedgerUnavailableError
-from idempo.failures import is_conflict, is_disconnect, is_missing_table, takes_no_writes
-from idempo.objects import Objects
+from idempo.failures import (
+    is_aborted,
+    is_conflict,
+    is_disconnect,
+    is_missing_savepoint,
+    is_missing_table,
+    takes_no_writes,
+)
 from idempo.records import Answer, Call, Claimed, Completed, InProgress, Payload, replace
 from idempo.schema import create, dialect_of, missing_table
 from idempo.sql import Records
@@ -24,7 +31,7 @@ from idempo.steps import Steps
 
 logger = logging.getLogger("idempo")
 
-__all__ = ["SqlUnit", "connection_of"]
+__all__ = ["SqlUnit", "connection_of", "is_claimed_in", "usable"]
 
 _savepoints = itertools.count(1)
 _uncommitted: weakref.WeakKeyDictionary[Any, set[bytes]] = weakref.WeakKeyDictionary()
@@ -41,8 +48,8 @@ class SqlUnit:
         self._records = records
         self._marks = marks
         self._holder = holder
-        self._objects: Objects | None = None
         self._savepoint = ""
+        self._connection: Connection | None = None
         self._mark: Any = None
         self._transaction: Any = None
         self._nested: Any = None
@@ -58,7 +65,8 @@ class SqlUnit:
         return answer
 
     def _claim(self, holder: Any, call: Call, over: int | None, wait: float) -> Answer:
-        connection = connection_of(holder)
+        with usable(call):
+            connection = self._connection = connection_of(holder)
         refuse_autocommit(connection, call)
         self._nested = holder.get_nested_transaction()
         dialect = dialect_of(connection, self._records)
@@ -72,17 +80,18 @@ class SqlUnit:
                 raise missing_table(self._records, connection.dialect.name) from error
             if is_conflict(error) and not self.owned:
                 raise conflicting(call) from error
+            if is_aborted(error):
+                raise unusable(call, "it has failed already") from error
             raise
         match answer:
             case Claimed():
                 self._state = "claimed"
                 self._transaction = transaction_of(holder)
                 _uncommitted.setdefault(self._transaction, set()).add(call.digest)
-                if isinstance(holder, Session):
-                    self._objects = Objects(holder)
-                if self._marks:
+                # What the ORM cannot flush, it undoes as far back as it knows of a savepoint, and its objects with it.
+                if self._marks or (isinstance(holder, Session) and not self.owned):
                     self._mark = holder.begin_nested()
-            case Completed() if call.digest in _uncommitted.get(transaction_of(holder), ()):
+            case Completed() if is_claimed_in(holder, call):
                 return replace(answer, durable=False)
         return answer
 
@@ -96,7 +105,7 @@ class SqlUnit:
             if not (is_missing_table(error) and connection.dialect.name == "sqlite"):
                 raise
         create(connection, self._records)
-        return dialect.lock_and_claim(connection, call, over, wait)
+        return dialect.claim_joined(connection, call, over, wait, self._savepoint)
 
     def complete(self, call: Call, payload: Payload) -> Steps[bool]:
         """Record the first result, and commit if the transaction is ours. False if the claim is gone."""
@@ -106,10 +115,15 @@ class SqlUnit:
         return kept
 
     def _complete(self, holder: Any, call: Call, payload: Payload) -> bool:
-        if self._mark is not None and self._mark.is_active:
-            self._mark.commit()
         if isinstance(holder, Session):
             holder.flush()  # the function's own pending writes: what they raise is the function's error
+        try:
+            if self._mark is not None and self._mark.is_active:
+                self._mark.commit()
+        except DBAPIError as error:
+            if is_missing_savepoint(error):
+                return False  # the database has undone all, for a deadlock that the function does not tell of
+            raise
         if not self.owned:
             self._unwind(holder, keep=True)  # savepoints that the function left open
         # A function that ended the transaction by itself ended our savepoint with it.
@@ -154,8 +168,6 @@ class SqlUnit:
         ended, self._state = self._state, "closed"
         if ended == "closed":
             return
-        if self._objects is not None:
-            self._objects.let_go()
         try:
             if self.owned and ended != "completed":
                 yield self._holder.rollback()
@@ -169,20 +181,17 @@ class SqlUnit:
                 yield self._holder.close()
 
     def _roll_back_to(self, holder: Any, savepoint: str) -> None:
-        self._unwind(holder)
-        if self._transaction is not None and transaction_of(holder) is not self._transaction:
-            return  # the function has ended the transaction by itself, and our savepoint with it
-        connection = connection_of(holder)
         try:
-            connection.exec_driver_sql(f"ROLLBACK TO SAVEPOINT {savepoint}")
+            self._unwind(holder)
+            if self._transaction is not None and transaction_of(holder) is not self._transaction:
+                return  # the function has ended the transaction by itself, and our savepoint with it
+            connection_of(holder).exec_driver_sql(f"ROLLBACK TO SAVEPOINT {savepoint}")
         except DBAPIError:
-            if connection.dialect.name not in ("mysql", "mariadb"):
-                raise
-            # InnoDB has undone all of it, for a deadlock: a commit must not leave out what the caller wrote before.
-            connection.invalidate()
+            claimed_on = self._connection
+            if claimed_on is not None and claimed_on.dialect.name in ("mysql", "mariadb"):
+                # InnoDB has undone all of it, for a deadlock: a commit must not leave out what the caller wrote before.
+                claimed_on.invalidate()
             raise
-        if self._objects is not None:
-            self._objects.restore()
 
     def _unwind(self, holder: Any, *, keep: bool = False) -> None:
         """End the savepoints that SQLAlchemy knows of since the claim: ours lies behind all of them."""
@@ -219,10 +228,34 @@ def connection_of(holder: Any) -> Connection:
     return connection
 
 
+def is_claimed_in(holder: Any, call: Call) -> bool:
+    """True if the open transaction has claimed this key itself, so that nobody else sees how the key stands in it."""
+    return call.digest in _uncommitted.get(transaction_of(holder), ())
+
+
 def transaction_of(holder: Any) -> Any:
     """What lives as long as the transaction does, the same for a session and for its connection."""
     connection = connection_of(holder)
     return connection.get_transaction() or connection
+
+
+@contextmanager
+def usable(call: Call) -> Iterator[None]:
+    """Raise `ConfigurationError` where SQLAlchemy has no use for the session as it is."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        raise unusable(call, str(error)) from error
+
+
+def unusable(call: Call, why: str) -> ConfigurationError:
+    """The error for a session or a transaction of the caller's in which nothing can be done."""
+    return ConfigurationError(
+        f"nothing can be done in this transaction, and nothing was: {why}. Roll it back, and call again in a new one; "
+        "or mend how the session is made",
+        operation=call.operation,
+        key=call.key,
+    )
 
 
 def refuse_autocommit(connection: Connection, call: Call) -> None:

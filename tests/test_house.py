@@ -17,7 +17,7 @@ FLOORS = [
     "clocks",
     "waiting rooms leases guarantees contracts verdicts asking protocol joining layers composing flows versions "
     "versioned",
-    "failures sql sending dialects joined_dialects postgresql mysql sqlite schema roundtrip urls connections objects "
+    "failures sql sending dialects joined_dialects postgresql mysql sqlite schema roundtrip urls connections "
     "units transactions carriers scripts streams evaluating columns rows loaded guarding clients autocommit",
     "terms binding batches operation functions assembly decorator embedded "
     "strategies strategies.memory strategies.unique_insert strategies.redis_cache strategies.local_cache "

@@ -132,11 +132,11 @@ class _Layer(Admission):
 
     def _set_before(self, call: Call, inner: Inner, values: dict[str, Any], expected: int) -> Steps[Done]:
         def take(holder: Any, connection: Connection, at: Dialect) -> Loaded:
-            loaded = Loaded(holder, self.mapper, self.row, values)
             if not (self.row.certain and self._count_up(connection, at, values, expected)):
                 self._lock(connection, at, values, call, expected)
                 if not self._count_up(connection, at, values, expected):
                     raise unchanged(self.named, call)
+            loaded = Loaded(holder, self.mapper, self.row, values)
             loaded.renew(self.named.attribute, [expected, expected + 1], locked=is_mysql(connection))
             loaded.assign(self.named.attribute, expected + 1)
             return loaded

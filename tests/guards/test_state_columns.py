@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import registry
 
-from idempo import ConfigurationError, KeyRefusedError
+from idempo import ConfigurationError, KeyRefusedError, UniqueInsert
 from idempo.steps import Steps
 from tests.guards.support import OURS, SESSION, Shop, driven, everywhere, nothing, on, sync_only
 from tests.traps.support import caught
@@ -174,9 +174,9 @@ def test_a_translated_schema_is_the_one_that_is_changed(shop: Shop) -> Steps[Non
             text("INSERT INTO tenant.orders (id, status, version, note) VALUES (1, 'pending', 1, '')")
         )
     shop.add(1)
-    f = shop.function(
-        nothing, shop.guard(engine=shop.engine.execution_options(schema_translate_map={None: "tenant"}))
-    )
+    engine = shop.engine.execution_options(schema_translate_map={None: "tenant"})
+    UniqueInsert(engine).create_schema()
+    f = shop.function(nothing, shop.guard(engine=engine))
     yield f(1, "P-1")
     assert shop.scalar("SELECT status FROM tenant.orders") == "paid"
     assert shop.row(1) == "pending"

@@ -451,6 +451,7 @@ def test_a_version_of_several_parts_is_refused_while_decorating() -> None:
         key="{row}",
         using=MonotonicVersion(Memory(), entity="{row}", version=lambda major, minor: major * 1000 + minor),
         fingerprint=None,
+        name="versions.parts",
     )(lambda row, major, minor: (major, minor))
     assert g("row", 1, 9) == (1, 9)
     assert g("row", 2, 0) == (2, 0)
