@@ -20,11 +20,12 @@ from idempo.events import tell
 from idempo.failures import is_conflict, is_disconnect, is_unknown_name
 from idempo.guarantees import Part
 from idempo.records import Call, Done, Record
+from idempo.refusals import conflicting
 from idempo.schema import dialect_of
 from idempo.sql import Records
 from idempo.steps import Steps
 from idempo.transactions import BroughtRecord
-from idempo.units import conflicting, connection_of
+from idempo.units import connection_of
 from idempo.verdicts import unavailable
 
 T = TypeVar("T")

@@ -37,9 +37,12 @@ class JoinedDialect:
         """Begin what must be begun by hand."""
 
     def claim_joined(
-        self, connection: Connection, call: Call, over: int | None, wait: float, savepoint: str
+        self, connection: Connection, call: Call, over: int | None, wait: float, savepoint: str, inner: str
     ) -> Answer:
-        """Claim in the transaction of `connection`, behind a savepoint if one is named."""
+        """Claim in the transaction of `connection`, behind a savepoint if one is named.
+
+        `inner` names a savepoint to be made behind the claim, where `roundtrip.can_send_together`.
+        """
         self.begin(connection, wait)
         if savepoint:
             connection.exec_driver_sql(f"SAVEPOINT {savepoint}")

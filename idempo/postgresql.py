@@ -125,13 +125,15 @@ class PostgreSQL(Dialect):
         return among(firsts, by_the_driver(connection, self.statement(_COMPLETE_MANY), values, every))
 
     def claim_joined(
-        self, connection: Connection, call: Call, over: int | None, wait: float, savepoint: str
+        self, connection: Connection, call: Call, over: int | None, wait: float, savepoint: str, inner: str
     ) -> Answer:
         values = self._claiming(call, over) | {"wait": _milliseconds(wait)}
         claim = self.statement(self._joined), values
         before: list[Statement] = [(f"SAVEPOINT {savepoint}", {})] if savepoint else []
+        behind: list[Statement] = [(f"SAVEPOINT {inner}", {})] if inner else []
         for _ in range(RACES):
-            row = row_of(together(connection, [*before, claim])[-1].row)
+            answered = together(connection, [*before, claim, *behind])
+            row = row_of(answered[len(before)].row)
             if (answer := self._answer(connection, row, call, over)) is not None:
                 return answer
             before = []

@@ -56,15 +56,14 @@ class SQLite(Dialect):
         return together(connection, [(statement, values)])[0]
 
     def claim_joined(
-        self, connection: Connection, call: Call, over: int | None, wait: float, savepoint: str
+        self, connection: Connection, call: Call, over: int | None, wait: float, savepoint: str, inner: str
     ) -> Answer:
-        if savepoint and not _begun(
-            connection
-        ):  # without one, somebody has looked before this transaction began
+        # Without a savepoint, somebody has looked before this transaction began.
+        if savepoint and not _begun(connection):
             known = self.read(connection, call.digest).answer(call, over)
             if isinstance(known, Completed):
                 return known  # a replay writes nothing, and waits for no writer
-        return super().claim_joined(connection, call, over, wait, savepoint)
+        return super().claim_joined(connection, call, over, wait, savepoint, inner)
 
     def begin(self, connection: Connection, wait: float) -> None:
         if not _begun(connection):

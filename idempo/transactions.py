@@ -18,10 +18,11 @@ from idempo.failures import is_missing_table
 from idempo.guarantees import Part
 from idempo.joining import joined
 from idempo.records import Call, Completed, Done, Issued, NotIssued, Record
+from idempo.refusals import usable
 from idempo.schema import create, dialect_of, missing_table
 from idempo.sql import Records
 from idempo.steps import Steps
-from idempo.units import SqlUnit, connection_of, is_claimed_in, usable
+from idempo.units import SqlUnit, connection_of, is_claimed_in
 
 T = TypeVar("T")
 logger = logging.getLogger("idempo")

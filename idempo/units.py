@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from idempo.connections import on
 from idempo.dialects import Dialect
-from idempo.errors import ConfigurationError, IdempoError, InProgressError, LedgerUnavailableError
+from idempo.errors import IdempoError
 from idempo.failures import (
     is_aborted,
     is_conflict,
@@ -25,15 +23,17 @@ from idempo.failures import (
     takes_no_writes,
 )
 from idempo.records import Answer, Call, Claimed, Completed, InProgress, Payload, replace
+from idempo.refusals import conflicting, refuse_autocommit, unrecorded, unusable, usable
+from idempo.roundtrip import can_send_together
+from idempo.savepoints import begin_nested, fresh_name
 from idempo.schema import create, dialect_of, missing_table
 from idempo.sql import Records
 from idempo.steps import Steps
 
 logger = logging.getLogger("idempo")
 
-__all__ = ["SqlUnit", "connection_of", "is_claimed_in", "usable"]
+__all__ = ["SqlUnit", "connection_of", "is_claimed_in"]
 
-_savepoints = itertools.count(1)
 _uncommitted: weakref.WeakKeyDictionary[Any, set[bytes]] = weakref.WeakKeyDictionary()
 
 
@@ -49,6 +49,7 @@ class SqlUnit:
         self._marks = marks
         self._holder = holder
         self._savepoint = ""
+        self._inner = ""
         self._connection: Connection | None = None
         self._mark: Any = None
         self._transaction: Any = None
@@ -70,6 +71,8 @@ class SqlUnit:
         refuse_autocommit(connection, call)
         self._nested = holder.get_nested_transaction()
         dialect = dialect_of(connection, self._records)
+        self._savepoint = "" if self.owned else fresh_name()
+        self._inner = fresh_name() if self._is_marked(holder) and can_send_together(connection) else ""
         try:
             answer = self._claim_or_create(connection, dialect, call, over, wait)
         except Exception as error:
@@ -88,9 +91,8 @@ class SqlUnit:
                 self._state = "claimed"
                 self._transaction = transaction_of(holder)
                 _uncommitted.setdefault(self._transaction, set()).add(call.digest)
-                # What the ORM cannot flush, it undoes as far back as it knows of a savepoint, and its objects with it.
-                if self._marks or (isinstance(holder, Session) and not self.owned):
-                    self._mark = holder.begin_nested()
+                if self._is_marked(holder):
+                    self._mark = begin_nested(holder, connection, self._inner)
             case Completed() if is_claimed_in(holder, call):
                 return replace(answer, durable=False)
         return answer
@@ -98,14 +100,17 @@ class SqlUnit:
     def _claim_or_create(
         self, connection: Connection, dialect: Dialect, call: Call, over: int | None, wait: float
     ) -> Answer:
-        self._savepoint = "" if self.owned else f"idempo_{next(_savepoints)}"
         try:
-            return dialect.claim_joined(connection, call, over, wait, self._savepoint)
+            return dialect.claim_joined(connection, call, over, wait, self._savepoint, self._inner)
         except Exception as error:
             if not (is_missing_table(error) and connection.dialect.name == "sqlite"):
                 raise
         create(connection, self._records)
-        return dialect.claim_joined(connection, call, over, wait, self._savepoint)
+        return dialect.claim_joined(connection, call, over, wait, self._savepoint, self._inner)
+
+    def _is_marked(self, holder: Any) -> bool:
+        """True for a function that runs behind a savepoint of SQLAlchemy's: the ORM undoes a failed flush up to it."""
+        return self._marks or (isinstance(holder, Session) and not self.owned)
 
     def complete(self, call: Call, payload: Payload) -> Steps[bool]:
         """Record the first result, and commit if the transaction is ours. False if the claim is gone."""
@@ -237,62 +242,3 @@ def transaction_of(holder: Any) -> Any:
     """What lives as long as the transaction does, the same for a session and for its connection."""
     connection = connection_of(holder)
     return connection.get_transaction() or connection
-
-
-@contextmanager
-def usable(call: Call) -> Iterator[None]:
-    """Raise `ConfigurationError` where SQLAlchemy has no use for the session as it is."""
-    try:
-        yield
-    except InvalidRequestError as error:
-        raise unusable(call, str(error)) from error
-
-
-def unusable(call: Call, why: str) -> ConfigurationError:
-    """The error for a session or a transaction of the caller's in which nothing can be done."""
-    return ConfigurationError(
-        f"nothing can be done in this transaction, and nothing was: {why}. Roll it back, and call again in a new one; "
-        "or mend how the session is made",
-        operation=call.operation,
-        key=call.key,
-    )
-
-
-def refuse_autocommit(connection: Connection, call: Call) -> None:
-    """Raise `ConfigurationError` for a connection without transactions: nothing could be joined to anything."""
-    options = connection.get_execution_options()
-    detect = getattr(connection.dialect, "detect_autocommit_setting", None)
-    driver = connection.connection.dbapi_connection
-    try:
-        autocommit = options.get("isolation_level") == "AUTOCOMMIT" or (detect is not None and detect(driver))
-    except NotImplementedError:
-        autocommit = False
-    if autocommit:
-        raise ConfigurationError(
-            "join= needs a transaction, but this connection is in autocommit mode: each statement would commit alone",
-            operation=call.operation,
-            key=call.key,
-        )
-
-
-def unrecorded(call: Call, error: Exception) -> LedgerUnavailableError:
-    """The error for a database that does not take the first result: it is gone, full, or read-only."""
-    told = LedgerUnavailableError(
-        f"the database did not take the first result ({type(error).__name__}) after the function had run: what it "
-        "wrote in this transaction is undone, what it did elsewhere is done; repeat the call when the database takes "
-        "writes",
-        operation=call.operation,
-        key=call.key,
-    )
-    told.ran = True
-    return told
-
-
-def conflicting(call: Call) -> InProgressError:
-    """The error for a claim that the caller's own transaction cannot make."""
-    return InProgressError(
-        "another transaction with this key got in the way of yours (a deadlock, or a commit that your snapshot cannot "
-        "see); roll your transaction back and call again in a new one",
-        operation=call.operation,
-        key=call.key,
-    )

@@ -18,7 +18,8 @@ FLOORS = [
     "waiting rooms leases guarantees contracts verdicts asking protocol joining layers composing flows versions "
     "versioned",
     "failures sql sending dialects joined_dialects postgresql mysql sqlite schema roundtrip urls connections "
-    "units transactions carriers scripts streams evaluating columns rows loaded guarding clients autocommit",
+    "refusals savepoints units transactions carriers scripts streams evaluating columns rows loaded guarding clients "
+    "autocommit",
     "terms binding batches operation functions assembly decorator embedded "
     "strategies strategies.memory strategies.unique_insert strategies.redis_cache strategies.local_cache "
     "strategies.state_guard strategies.version_check strategies.select_for_update strategies.read_only "
