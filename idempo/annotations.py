@@ -41,6 +41,12 @@ _NEVER: Final[tuple[tuple[type | tuple[type, ...], str], ...]] = (
     ),
 )
 
+_PYDANTIC: Final = {
+    "unicode_string": "a URL of pydantic's has no stored form: declare it as str, or return model_dump(mode='json')",
+    "get_secret_value": "a secret is not kept in a record: leave it out of the result",
+}
+"""What tells the classes of pydantic's that no validator turns into plain data: a method, by its name."""
+
 _UNKNOWN: Final = (Any, object, None, MISSING, inspect.Signature.empty, typing.Never, typing.NoReturn)
 
 
@@ -124,6 +130,10 @@ class _Survey:
         for never, why in _NEVER:
             if _is_subclass(cls, never):
                 raise CannotBeStoredError(f"{_name(cls)}: {why}")
+        if any(base.__module__.partition(".")[0] in ("pydantic", "pydantic_core") for base in cls.__mro__):
+            for method, why in _PYDANTIC.items():
+                if hasattr(cls, method):
+                    raise CannotBeStoredError(f"{_name(cls)}: {why}")
         if getattr(cls, "_is_protocol", False) or inspect.isabstract(cls) or _has_storable(cls):
             self.classes[cls] = None  # its subclasses are looked for when they are needed
         elif strict:

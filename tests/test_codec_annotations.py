@@ -224,6 +224,22 @@ def test_pydantic_types_that_stand_for_others_are_accepted() -> None:
     assert again(value, model) == value
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("HttpUrl", "declare it as str"),
+        ("PostgresDsn", "declare it as str"),
+        ("SecretStr", "leave it out"),
+        ("SecretBytes", "leave it out"),
+    ],
+)
+def test_pydantic_types_without_a_stored_form_are_refused_while_decorating(name: str, advice: str) -> None:
+    pydantic = pytest.importorskip("pydantic")
+    model = pydantic.create_model("Signup", of=(getattr(pydantic, name), ...))
+    with pytest.raises(ConfigurationError, match=rf"field 'of' of Signup.*{advice}"):
+        codec_for(model)
+
+
 def test_a_generic_model_comes_back_as_itself() -> None:
     pydantic = pytest.importorskip("pydantic")
 
